@@ -1,0 +1,1 @@
+"""The decision and what it reads. Pure: time, randomness, counts and the facts of a request come in as arguments."""

@@ -1,0 +1,93 @@
+"""Frequency caps: what one visitor has seen of capped campaigns, and which of these are at their cap.
+
+A history is a list of (campaign, time, count). The window slides: a cap of 3 per day means at most 3 within any 24 hours.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from hashlib import blake2b
+from typing import NamedTuple
+
+# A folded history of this many entries fills 2 KiB of a cookie, a quarter of nginx's default header buffer.
+ENTRIES_MAX = 128
+# Entries of one campaign closer together than this part of its window are merged when a history is folded.
+GRANULARITY = 8
+
+
+class Seen(NamedTuple):
+    """`count` impressions of a campaign (by its 48-bit key), the last of them at `time` (epoch seconds)."""
+
+    campaign_key: int
+    time: int
+    count: int
+
+
+class Cap(NamedTuple):
+    impressions: int
+    seconds: int
+    campaign: str
+
+
+History = tuple[Seen, ...]
+Caps = Mapping[int, Cap]
+
+
+def campaign_key(campaign_id: str) -> int:
+    """48 bits that stand for the campaign in cookies."""
+    return int.from_bytes(blake2b(campaign_id.encode(), digest_size=6).digest())
+
+
+def capped(history: Iterable[Seen], caps: Caps, now: float) -> frozenset[str]:
+    """The ids of the campaigns whose cap this history has reached."""
+    counts: dict[int, int] = {}
+    for key, time, count in history:
+        cap = caps.get(key)
+        if cap is not None and time > now - cap.seconds:
+            counts[key] = counts.get(key, 0) + count
+    return frozenset(caps[key].campaign for key, count in counts.items() if count >= caps[key].impressions)
+
+
+def fold(history: Iterable[Seen], caps: Caps, now: float) -> History:
+    """The same history in fewer entries: without what no cap asks about, neighbours merged, bounded.
+
+    Merged entries take the later time, so a cap may hold up to an eighth of its window longer, never shorter. Past the
+    bound the oldest entries are forgotten.
+    """
+    folded: list[Seen] = []
+    groups: dict[int, tuple[int, int]] = {}
+    """By campaign: the position of its newest entry in `folded`, and when that entry's stretch began."""
+    for key, time, count in sorted(history, key=lambda seen: seen.time):
+        cap = caps.get(key)
+        if cap is None or time <= now - cap.seconds:
+            continue
+        at, began = groups.get(key, (-1, 0))
+        if at >= 0 and time - began <= cap.seconds // GRANULARITY:
+            folded[at] = Seen(key, time, folded[at].count + count)
+        else:
+            groups[key] = len(folded), time
+            folded.append(Seen(key, time, count))
+    folded.sort(key=lambda seen: seen.time)
+    return tuple(folded[-ENTRIES_MAX:])
+
+
+class FrequencyMemory:
+    """Histories by user key, for callers that know their visitors. The least recently shown users are forgotten."""
+
+    def __init__(self, users_max: int = 200_000) -> None:
+        self.users_max = users_max
+        self._histories: OrderedDict[str, History] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._histories)
+
+    def history(self, user: str) -> History:
+        return self._histories.get(user, ())
+
+    def record(self, user: str, seen: Seen, caps: Caps, now: float) -> None:
+        histories = self._histories
+        history = (*histories.get(user, ()), seen)
+        # Sliding through 2 * the bound before folding keeps the cost of a record constant on average.
+        histories[user] = fold(history, caps, now) if len(history) > 2 * GRANULARITY else history
+        histories.move_to_end(user)
+        if len(histories) > self.users_max:
+            histories.popitem(last=False)

@@ -1,0 +1,150 @@
+"""The schema of the delivery log, both ways.
+
+JSON form: one object a line. msgpack form, per record, all integers big-endian:
+
+    offset  size
+    0       2     magic, C1 AD. C1 is the one byte that msgpack never uses.
+    2       4     length n of the payload
+    6       4     CRC-32 of the payload
+    10      n     the same object as a msgpack map
+
+A reader that meets anything else looks for the next magic whose length and checksum hold, so a torn or damaged record
+never takes the next one with it.
+"""
+
+from collections.abc import Callable
+from struct import Struct
+from typing import Any
+from zlib import crc32
+
+import msgspec
+
+VERSION = 1
+MAGIC = b"\xc1\xad"
+HEADER = Struct(">2sII")
+# A record is a few hundred bytes; only keywords and key-values of a page vary, and those are bounded too.
+PAYLOAD_BYTES_MAX = 1 << 20
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
+    """What every record says. Times are wall time in epoch seconds; `ivt` marks invalid traffic (known bots)."""
+
+    v: int = VERSION
+    time: float
+    id: str
+    """The impression's id: 128 random bits in hexadecimal, and the draw of the decision."""
+    placement: str
+    revision: int
+    host: str
+    device: str
+    os: str
+    country: str
+    ivt: bool
+    ip: str
+    """Truncated to /24 or /48."""
+
+
+class Impression(Record, tag="impression", frozen=True, kw_only=True):
+    """A decision that was returned, with all that is needed to make it again."""
+
+    campaign: str
+    creative: str
+    chance: float
+    """The probability with which this creative was chosen."""
+    languages: tuple[str, ...]
+    keywords: tuple[str, ...]
+    key_values: tuple[tuple[str, str], ...]
+    hour: int
+    weekday: int
+    user: str
+    """A keyed hash of the caller's user key; "" without one."""
+    excluded: dict[str, str]
+    """Campaigns that only counts kept outside the table held back, and why."""
+
+
+class Unfilled(Record, tag="unfilled", frozen=True, kw_only=True):
+    """A slot that got nothing: the main reason, and how many candidates fell to which."""
+
+    reason: str
+    reasons: dict[str, int]
+    languages: tuple[str, ...]
+    keywords: tuple[str, ...]
+    key_values: tuple[tuple[str, str], ...]
+    hour: int
+    weekday: int
+    user: str
+    excluded: dict[str, str]
+
+
+class View(Record, tag="view", frozen=True, kw_only=True):
+    """The tag saw the ad on screen; `id` is the impression's."""
+
+    campaign: str
+    creative: str
+
+
+class Click(Record, tag="click", frozen=True, kw_only=True):
+    """Somebody followed the ad; `id` is the impression's."""
+
+    campaign: str
+    creative: str
+
+
+AnyRecord = Impression | Unfilled | View | Click
+TYPES = ("impression", "unfilled", "view", "click")
+Encode = Callable[[AnyRecord], bytes]
+
+_to_json = msgspec.json.Encoder().encode
+_to_msgpack = msgspec.msgpack.Encoder().encode
+_from_json = msgspec.json.Decoder(AnyRecord).decode
+_from_msgpack = msgspec.msgpack.Decoder(AnyRecord).decode
+
+
+class RecordError(ValueError):
+    """Bytes that are no record of a version and type known here; the text says why."""
+
+
+def type_of(record: AnyRecord) -> str:
+    tag = record.__struct_config__.tag
+    assert isinstance(tag, str)
+    return tag
+
+
+def encode_json(record: AnyRecord) -> bytes:
+    """A line with its end; JSON escapes any line break within."""
+    return _to_json(record) + b"\n"
+
+
+def encode_msgpack(record: AnyRecord) -> bytes:
+    """A frame."""
+    payload = _to_msgpack(record)
+    return HEADER.pack(MAGIC, len(payload), crc32(payload)) + payload
+
+
+ENCODERS: dict[str, Encode] = {"json": encode_json, "msgpack": encode_msgpack}
+
+
+def decode_json(line: bytes) -> AnyRecord:
+    """Raises RecordError."""
+    return _decode(_from_json, line)
+
+
+def decode_payload(payload: bytes) -> AnyRecord:
+    """The record in a frame's payload. Raises RecordError."""
+    return _decode(_from_msgpack, payload)
+
+
+def to_object(record: AnyRecord) -> dict[str, Any]:
+    """The record as `adctl log cat --json` prints it."""
+    fields: dict[str, Any] = msgspec.to_builtins(record)
+    return {"v": fields.pop("v"), **fields}
+
+
+def _decode(decode: Callable[[bytes], AnyRecord], data: bytes) -> AnyRecord:
+    try:
+        record = decode(data)
+    except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError, RecursionError) as error:
+        raise RecordError(str(error)) from None
+    if record.v != VERSION:
+        raise RecordError(f"version {record.v} is not known here")
+    return record

@@ -1,0 +1,53 @@
+"""The last good rows on local disk, for a start while every other source is away."""
+
+import os
+from hashlib import blake2b
+from pathlib import Path
+
+from adcore.errors import SourceError
+from adcore.sources import Rows
+from adcore.sources.codec import decode_rows, encode_rows
+
+MAGIC = b"adcore rows 1\n"
+HASH_BYTES = 16
+
+
+class LastGood:
+    """One file: the magic, a hash, the rows. Replaced by rename, so it is the old or the new one, never half."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.label = str(path)
+
+    def save(self, rows: Rows) -> None:
+        """Raises SourceError, with the old file left in place."""
+        payload = encode_rows(rows)
+        aside = self.path.with_name(f"{self.path.name}.{os.getpid()}")
+        try:
+            with aside.open("wb") as file:
+                file.write(MAGIC + _hash(payload) + payload)
+                file.flush()
+                os.fsync(file.fileno())
+            aside.replace(self.path)
+        except OSError as error:
+            aside.unlink(missing_ok=True)
+            raise SourceError(f"{self.label}: cannot keep the last good rows: {error.strerror}") from error
+
+    def load(self) -> Rows | None:
+        """The rows; None when there is no file. Raises SourceError for one that is damaged or can't be read."""
+        try:
+            data = self.path.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise SourceError(f"{self.label}: {error.strerror}") from error
+        start = len(MAGIC) + HASH_BYTES
+        payload = data[start:]
+        rows = decode_rows(payload) if data[:start] == MAGIC + _hash(payload) else None
+        if rows is None:
+            raise SourceError(f"{self.label}: the file is damaged; it is replaced by the next good load")
+        return rows
+
+
+def _hash(payload: bytes) -> bytes:
+    return blake2b(payload, digest_size=HASH_BYTES).digest()

@@ -1,0 +1,106 @@
+-- The inventory. The same file serves SQLite and MySQL: what only MySQL understands stands in its /*! */ comments.
+-- Lists (targeting, formats, native data) are JSON text; dates are ISO 8601 text with their offset, as in the JSON form.
+
+CREATE TABLE revision (
+    id INTEGER NOT NULL PRIMARY KEY,
+    -- Raised by every change, whoever makes it.
+    revision BIGINT NOT NULL,
+    -- The revision up to which a person applied changes knowingly (adctl apply).
+    confirmed BIGINT NOT NULL
+) /*! ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 COLLATE=utf8mb4_bin */;
+
+INSERT INTO revision (id, revision, confirmed) VALUES (1, 0, 0);
+
+CREATE TABLE placements (
+    id VARCHAR(64) NOT NULL PRIMARY KEY,
+    position INTEGER NOT NULL DEFAULT 0,
+    width INTEGER NOT NULL,
+    height INTEGER NOT NULL,
+    formats TEXT NULL
+) /*! ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 COLLATE=utf8mb4_bin */;
+
+CREATE TABLE advertisers (
+    name VARCHAR(200) NOT NULL PRIMARY KEY
+) /*! ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 COLLATE=utf8mb4_bin */;
+
+CREATE TABLE campaigns (
+    id VARCHAR(64) NOT NULL PRIMARY KEY,
+    position INTEGER NOT NULL DEFAULT 0,
+    name VARCHAR(200) NOT NULL,
+    advertiser VARCHAR(200) NOT NULL DEFAULT '',
+    priority VARCHAR(16) NOT NULL,
+    weight INTEGER NOT NULL DEFAULT 1,
+    status VARCHAR(16) NOT NULL DEFAULT 'active',
+    starts_at VARCHAR(40) NULL,
+    ends_at VARCHAR(40) NULL,
+    goal_impressions BIGINT NULL,
+    goal_clicks BIGINT NULL,
+    daily_cap_impressions BIGINT NULL,
+    daily_cap_clicks BIGINT NULL,
+    pacing VARCHAR(16) NOT NULL DEFAULT 'asap',
+    frequency_cap_impressions INTEGER NULL,
+    frequency_cap_seconds INTEGER NULL,
+    targeting TEXT NULL,
+    FOREIGN KEY (advertiser) REFERENCES advertisers (name)
+) /*! ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 COLLATE=utf8mb4_bin */;
+
+CREATE TABLE creatives (
+    id VARCHAR(64) NOT NULL PRIMARY KEY,
+    campaign VARCHAR(64) NOT NULL,
+    position INTEGER NOT NULL DEFAULT 0,
+    width INTEGER NOT NULL,
+    height INTEGER NOT NULL,
+    format VARCHAR(16) NOT NULL,
+    weight INTEGER NOT NULL DEFAULT 1,
+    image_url TEXT NULL,
+    alt TEXT NULL,
+    html /*! MEDIUM */TEXT NULL,
+    data /*! MEDIUM */TEXT NULL,
+    landing_url TEXT NULL,
+    FOREIGN KEY (campaign) REFERENCES campaigns (id)
+) /*! ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 COLLATE=utf8mb4_bin */;
+
+CREATE TRIGGER placements_insert AFTER INSERT ON placements FOR EACH ROW
+BEGIN
+    UPDATE revision SET revision = revision + 1 WHERE id = 1;
+END;
+
+CREATE TRIGGER placements_update AFTER UPDATE ON placements FOR EACH ROW
+BEGIN
+    UPDATE revision SET revision = revision + 1 WHERE id = 1;
+END;
+
+CREATE TRIGGER placements_delete AFTER DELETE ON placements FOR EACH ROW
+BEGIN
+    UPDATE revision SET revision = revision + 1 WHERE id = 1;
+END;
+
+CREATE TRIGGER campaigns_insert AFTER INSERT ON campaigns FOR EACH ROW
+BEGIN
+    UPDATE revision SET revision = revision + 1 WHERE id = 1;
+END;
+
+CREATE TRIGGER campaigns_update AFTER UPDATE ON campaigns FOR EACH ROW
+BEGIN
+    UPDATE revision SET revision = revision + 1 WHERE id = 1;
+END;
+
+CREATE TRIGGER campaigns_delete AFTER DELETE ON campaigns FOR EACH ROW
+BEGIN
+    UPDATE revision SET revision = revision + 1 WHERE id = 1;
+END;
+
+CREATE TRIGGER creatives_insert AFTER INSERT ON creatives FOR EACH ROW
+BEGIN
+    UPDATE revision SET revision = revision + 1 WHERE id = 1;
+END;
+
+CREATE TRIGGER creatives_update AFTER UPDATE ON creatives FOR EACH ROW
+BEGIN
+    UPDATE revision SET revision = revision + 1 WHERE id = 1;
+END;
+
+CREATE TRIGGER creatives_delete AFTER DELETE ON creatives FOR EACH ROW
+BEGIN
+    UPDATE revision SET revision = revision + 1 WHERE id = 1;
+END;

@@ -1,0 +1,126 @@
+"""The memcached snapshot: one process reads MySQL and puts the rows here, the others take them from here.
+
+The payload is msgpack, never pickle, in chunks below memcached's item limit. Chunk keys carry the payload's hash, and the
+head is written last, so that a reader never mixes two snapshots; it checks the hash besides. Anything that does not fit
+together is no snapshot.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import blake2b
+from typing import Any
+
+import msgspec
+from pymemcache import Client
+from pymemcache.exceptions import MemcacheError
+
+from adcore.errors import SourceError
+from adcore.sources import Revision, Rows
+from adcore.sources.codec import decode_rows, encode_rows
+
+CONNECT_TIMEOUT_S = 1.0
+TIMEOUT_S = 3.0
+# memcached's default limit for an item is 1 MiB with its key and header.
+CHUNK_BYTES = 1_000_000
+# 512 MiB of rows; a head that claims more is not ours.
+CHUNKS_MAX = 512
+# A holder of the lock that dies must not keep the others from rebuilding for long.
+LOCK_S = 15
+
+
+class Head(msgspec.Struct, frozen=True):
+    """What the snapshot is of, and what its chunks are called."""
+
+    revision: int
+    confirmed: int
+    hash: str
+    chunks: int
+
+
+class Snapshot:
+    """The snapshot in the memcached at `address` ("unix:PATH" or "HOST:PORT"). Calls block; raises SourceError."""
+
+    def __init__(self, address: str, prefix: str, owner: str) -> None:
+        self.label = f"memcached {address}"
+        self._prefix = prefix
+        self._owner = owner.encode()
+        server: Any = address
+        if not address.startswith("unix:"):
+            host, _, port = address.rpartition(":")
+            server = (host.strip("[]"), int(port))
+        self._client = Client(
+            server,
+            connect_timeout=CONNECT_TIMEOUT_S,
+            timeout=TIMEOUT_S,
+            no_delay=not address.startswith("unix:"),
+            default_noreply=False,
+        )
+
+    def head(self) -> Head | None:
+        """What is there; None when there is nothing that makes sense."""
+        with self._naming_errors():
+            raw = self._client.get(self._prefix + "head")
+        try:
+            head = msgspec.msgpack.decode(raw or b"", type=Head)
+        except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError):
+            return None
+        return head if 0 < head.chunks <= CHUNKS_MAX and head.revision >= 0 and head.hash.isalnum() else None
+
+    def revision(self) -> Revision | None:
+        head = self.head()
+        return None if head is None else Revision(head.revision, head.confirmed)
+
+    def load(self) -> Rows | None:
+        """The rows; None when there are none, or not all of them, or not what the head says."""
+        head = self.head()
+        if head is None:
+            return None
+        keys = self._chunk_keys(head)
+        with self._naming_errors():
+            chunks = [self._client.get(key) for key in keys]
+        if not all(isinstance(chunk, bytes) for chunk in chunks):
+            return None
+        payload = b"".join(chunks)
+        return decode_rows(payload) if _hash(payload) == head.hash else None
+
+    def publish(self, rows: Rows) -> None:
+        payload = encode_rows(rows)
+        chunks = [payload[at : at + CHUNK_BYTES] for at in range(0, len(payload), CHUNK_BYTES)]
+        head = Head(rows.revision, rows.confirmed, _hash(payload), len(chunks))
+        with self._naming_errors():
+            for key, chunk in zip(self._chunk_keys(head), chunks, strict=True):
+                if not self._client.set(key, chunk):
+                    raise SourceError(f"{self.label}: it took no chunk of {len(chunk)} bytes; see its -m and -I")
+            self._client.set(self._prefix + "head", msgspec.msgpack.encode(head))
+
+    def lock(self) -> bool:
+        """Whether this process may rebuild now; it may for LOCK_S seconds, or until `unlock`."""
+        with self._naming_errors():
+            return bool(self._client.add(self._prefix + "lock", self._owner, expire=LOCK_S))
+
+    def unlock(self) -> None:
+        with self._naming_errors():
+            if self._client.get(self._prefix + "lock") == self._owner:
+                self._client.delete(self._prefix + "lock")
+
+    def close(self) -> None:
+        self._client.close()
+
+    def _chunk_keys(self, head: Head) -> list[str]:
+        return [f"{self._prefix}rows:{head.hash}:{number}" for number in range(head.chunks)]
+
+    @contextmanager
+    def _naming_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (MemcacheError, OSError) as error:
+            self._client.close()
+            raise SourceError(f"{self.label}: {error or type(error).__name__}") from error
+        except (ValueError, IndexError, KeyError) as error:
+            # Whatever listens there does not speak memcached's protocol.
+            self._client.close()
+            raise SourceError(f"{self.label}: it does not answer like memcached ({error})") from error
+
+
+def _hash(payload: bytes) -> str:
+    return blake2b(payload, digest_size=16).hexdigest()

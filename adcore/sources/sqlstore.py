@@ -1,0 +1,233 @@
+"""The inventory in SQL tables, the same for SQLite and MySQL: rows <-> the document, and migrations.
+
+A dialect (sqlite.py, mysql.py) offers one connection and its placeholder; what is asked of it stands here once. Nothing
+here judges a row: one that is bad (by other hands, in SQL) becomes a bad part of the document, and is named when that is
+checked.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from importlib import resources
+from typing import Any, Protocol
+
+from adcore.core.inventory import Inventory, to_document
+from adcore.errors import SourceError
+from adcore.sources import Revision, Rows
+
+Row = Mapping[str, Any]
+
+_LIMITS = ("goal_impressions", "goal_clicks", "daily_cap_impressions", "daily_cap_clicks")
+_COLUMNS = {
+    "advertisers": ("name",),
+    "placements": ("id", "position", "width", "height", "formats"),
+    "campaigns": (
+        *("id", "position", "name", "advertiser", "priority", "weight", "status", "starts_at", "ends_at"),
+        *_LIMITS,
+        *("pacing", "frequency_cap_impressions", "frequency_cap_seconds", "targeting"),
+    ),
+    "creatives": (
+        *("id", "campaign", "position", "width", "height", "format", "weight", "image_url", "alt", "html"),
+        *("data", "landing_url"),
+    ),
+}
+_KEY = {"advertisers": "name", "placements": "id", "campaigns": "id", "creatives": "id"}
+# Referenced rows are put in first and taken out last.
+_ORDER = ("advertisers", "placements", "campaigns", "creatives")
+
+
+class Dialect(Protocol):
+    """One connection to a database. Failures are SourceErrors that name the store and the fix."""
+
+    label: str
+    placeholder: str
+
+    def transaction(self) -> AbstractContextManager[None]:
+        """All or nothing, and one state of the database for all that is read in it."""
+
+    def query(self, sql: str, values: Sequence[Any] = ()) -> list[Row]: ...
+
+    def execute(self, sql: str, values: Sequence[Any] = ()) -> None: ...
+
+
+def migrations() -> Iterator[tuple[str, list[str]]]:
+    """(name, statements) of each numbered file, in order."""
+    folder = resources.files("adcore.sources").joinpath("migrations")
+    for file in sorted(folder.iterdir(), key=lambda file: file.name):
+        if file.name.endswith(".sql"):
+            yield file.name.removesuffix(".sql"), split_statements(file.read_text("utf-8"))
+
+
+def split_statements(script: str) -> list[str]:
+    """The statements of a migration: each ends with a semicolon at the end of a line, a trigger with its END;"""
+    statements: list[str] = []
+    lines: list[str] = []
+    for line in script.splitlines():
+        if not lines and (not line.strip() or line.startswith("--")):
+            continue
+        lines.append(line)
+        within_trigger = lines[0].startswith("CREATE TRIGGER") and line != "END;"
+        if line.endswith(";") and not within_trigger:
+            statements.append("\n".join(lines).removesuffix(";"))
+            lines = []
+    if lines:
+        raise ValueError(f"a migration ends within a statement: {lines[0]}")
+    return statements
+
+
+def migrate(db: Dialect) -> list[str]:
+    """Apply what the store does not have yet; the names of what was applied."""
+    db.execute("CREATE TABLE IF NOT EXISTS schema_migrations (name VARCHAR(64) NOT NULL PRIMARY KEY)")
+    done = {row["name"] for row in db.query("SELECT name FROM schema_migrations")}
+    applied = []
+    for name, statements in migrations():
+        if name in done:
+            continue
+        with db.transaction():
+            for statement in statements:
+                # SQLite's triggers end with a semicolon of their own inside; MySQL takes the statement without one.
+                db.execute(statement)
+            db.execute(f"INSERT INTO schema_migrations (name) VALUES ({db.placeholder})", (name,))
+        applied.append(name)
+    return applied
+
+
+def read_revision(db: Dialect) -> Revision:
+    rows = db.query("SELECT revision, confirmed FROM revision WHERE id = 1")
+    if not rows:
+        raise SourceError(f"{db.label}: the table revision has lost its row: INSERT INTO revision VALUES (1, 1, 0)")
+    return Revision(rows[0]["revision"], rows[0]["confirmed"])
+
+
+def read_rows(db: Dialect) -> Rows:
+    """Everything, at one revision."""
+    with db.transaction():
+        revision = read_revision(db)
+        placements = db.query("SELECT * FROM placements ORDER BY position, id")
+        campaigns = db.query("SELECT * FROM campaigns ORDER BY position, id")
+        creatives = db.query("SELECT * FROM creatives ORDER BY position, id")
+    of_campaign: dict[str, list[dict[str, Any]]] = {}
+    for row in creatives:
+        of_campaign.setdefault(row["campaign"], []).append(_creative_object(row))
+    objects = [_campaign_object(row, of_campaign.pop(row["id"], [])) for row in campaigns]
+    # A creative without its campaign (foreign keys switched off) is named as part of a campaign that is not there.
+    objects += [{"id": campaign, "creatives": orphans} for campaign, orphans in of_campaign.items()]
+    document = {"placements": [_placement_object(row) for row in placements], "campaigns": objects}
+    return Rows(revision.number, revision.confirmed, document)
+
+
+def write_inventory(db: Dialect, inventory: Inventory) -> None:
+    """Make the tables equal to the inventory, touching only rows that differ; confirm the new revision."""
+    wanted = _wanted_rows(to_document(inventory))
+    with db.transaction():
+        stored = {
+            table: {
+                row[_KEY[table]]: tuple(row[column] for column in columns)
+                for row in db.query(f"SELECT * FROM {table}")
+            }
+            for table, columns in _COLUMNS.items()
+        }
+        for table in _ORDER:
+            _put_rows(db, table, wanted[table], stored[table])
+        for table in reversed(_ORDER):
+            key = _KEY[table]
+            for gone in stored[table].keys() - wanted[table].keys():
+                db.execute(f"DELETE FROM {table} WHERE {key} = {db.placeholder}", (gone,))
+        db.execute("UPDATE revision SET confirmed = revision WHERE id = 1")
+
+
+def _put_rows(
+    db: Dialect, table: str, wanted: Mapping[str, tuple[Any, ...]], stored: Mapping[str, tuple[Any, ...]]
+) -> None:
+    columns, key, mark = _COLUMNS[table], _KEY[table], db.placeholder
+    for name, values in wanted.items():
+        if name not in stored:
+            marks = ", ".join([mark] * len(columns))
+            db.execute(f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({marks})", values)
+        elif stored[name] != values:
+            sets = ", ".join(f"{column} = {mark}" for column in columns)
+            db.execute(f"UPDATE {table} SET {sets} WHERE {key} = {mark}", (*values, name))
+
+
+def _wanted_rows(document: dict[str, Any]) -> dict[str, dict[str, tuple[Any, ...]]]:
+    """{table: {key: values of its columns}} of a valid document."""
+    rows: dict[str, dict[str, tuple[Any, ...]]] = {table: {} for table in _ORDER}
+    for position, placement in enumerate(document["placements"]):
+        rows["placements"][placement["id"]] = _values(
+            "placements", {**placement, "position": position, "formats": _to_json(placement["formats"])}
+        )
+    for position, campaign in enumerate(document["campaigns"]):
+        rows["advertisers"][campaign["advertiser"]] = (campaign["advertiser"],)
+        flat = {**campaign, "position": position, "targeting": _to_json(campaign["targeting"])}
+        for group in ("goal", "daily_cap", "frequency_cap"):
+            for name, value in (campaign[group] or {}).items():
+                flat[f"{group}_{name}"] = value
+        rows["campaigns"][campaign["id"]] = _values("campaigns", flat)
+        for creative_position, creative in enumerate(campaign["creatives"]):
+            width, height = creative["placement_size"]
+            rows["creatives"][creative["id"]] = _values(
+                "creatives",
+                {
+                    **creative,
+                    "campaign": campaign["id"],
+                    "position": creative_position,
+                    "width": width,
+                    "height": height,
+                    "data": None if creative["data"] is None else _to_json(creative["data"]),
+                },
+            )
+    return rows
+
+
+def _values(table: str, fields: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(fields.get(column) for column in _COLUMNS[table])
+
+
+def _placement_object(row: Row) -> dict[str, Any]:
+    placement = {"id": row["id"], "width": row["width"], "height": row["height"]}
+    if row["formats"] is not None:
+        placement["formats"] = _from_json(row["formats"])
+    return placement
+
+
+def _campaign_object(row: Row, creatives: list[dict[str, Any]]) -> dict[str, Any]:
+    names = ("id", "name", "advertiser", "priority", "weight", "status", "starts_at", "ends_at", "pacing")
+    return {
+        **{name: row[name] for name in names},
+        "goal": _group(row, "goal", ("impressions", "clicks")),
+        "daily_cap": _group(row, "daily_cap", ("impressions", "clicks")),
+        "frequency_cap": _group(row, "frequency_cap", ("impressions", "seconds")),
+        "targeting": {} if row["targeting"] is None else _from_json(row["targeting"]),
+        "creatives": creatives,
+    }
+
+
+def _creative_object(row: Row) -> dict[str, Any]:
+    return {
+        "id": row["id"],
+        "placement_size": [row["width"], row["height"]],
+        "format": row["format"],
+        "weight": row["weight"],
+        "image_url": row["image_url"],
+        "alt": "" if row["alt"] is None else row["alt"],
+        "html": row["html"],
+        "data": None if row["data"] is None else _from_json(row["data"]),
+        "landing_url": row["landing_url"],
+    }
+
+
+def _group(row: Row, group: str, names: Sequence[str]) -> dict[str, Any] | None:
+    given = {name: row[f"{group}_{name}"] for name in names if row[f"{group}_{name}"] is not None}
+    return given or None
+
+
+def _to_json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
+
+
+def _from_json(text: Any) -> Any:
+    """The value, or the text itself when it is no JSON: the check of the document will name it."""
+    try:
+        return json.loads(text)
+    except (ValueError, TypeError, RecursionError):
+        return text

@@ -1,0 +1,36 @@
+"""Small inventories for tests, as documents."""
+
+from typing import Any
+
+
+def text_creative(creative_id: str, size: tuple[int, int] = (300, 250), **fields: Any) -> dict[str, Any]:
+    return {
+        "id": creative_id,
+        "placement_size": list(size),
+        "format": "text",
+        "data": {"text": "Buy one"},
+        "landing_url": "https://shop.example.net/?c={click_id}",
+        **fields,
+    }
+
+
+def campaign(campaign_id: str, **fields: Any) -> dict[str, Any]:
+    return {
+        "id": campaign_id,
+        "name": f"The campaign {campaign_id}",
+        "advertiser": "Example Shop",
+        "priority": "standard",
+        "creatives": [text_creative(f"{campaign_id}-1")],
+        **fields,
+    }
+
+
+def document(*campaigns: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "placements": [
+            {"id": "side", "width": 300, "height": 250},
+            {"id": "foot", "width": 300, "height": 250},
+            {"id": "top", "width": 728, "height": 90},
+        ],
+        "campaigns": list(campaigns),
+    }

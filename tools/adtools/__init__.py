@@ -1,0 +1,1 @@
+"""What operators run around the server: the one command `adctl`."""

@@ -1,0 +1,99 @@
+"""`adctl log cat`: print delivery logs, in either form, and say where they are damaged."""
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import msgspec
+
+from adcore.deliverylog.reader import Damage, open_log, read_records
+from adcore.deliverylog.record import AnyRecord, Click, Impression, Unfilled, View, to_object, type_of
+from adtools.progress import with_progress
+
+EPILOG = """\
+examples:
+  adctl log cat delivery.log                      a line per record, for a person
+  adctl log cat --json delivery.log* | jq .id     JSON, for programs; .gz files too
+  adctl log cat - < delivery.log
+
+Damage (a torn record, say, after a crash) is reported on stderr with its file, place and length, and what follows it
+is printed all the same. Exit status: 0 all records were whole, 1 there was damage, 2 a file cannot be read.
+"""
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser("log", help="read delivery logs")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    cat = commands.add_parser(
+        "cat",
+        help="print the records of delivery logs",
+        description=__doc__,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    cat.add_argument("--json", action="store_true", help="one JSON object a line, whatever the form of the log")
+    cat.add_argument("files", nargs="+", metavar="FILE", help="a delivery log, - for standard input")
+    cat.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    form = as_json if args.json else as_text
+    damaged = 0
+    try:
+        for name in args.files:
+            for damage in cat(name, form):
+                damaged += 1
+                print(
+                    f"adctl log cat: {name}: {damage.length} bytes at {damage.offset} are no record: {damage.reason}",
+                    file=sys.stderr,
+                )
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read us has seen enough. Python would complain again while it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        print(f"adctl log cat: {name}: {error.strerror or error}", file=sys.stderr)
+        return 2
+    return 1 if damaged else 0
+
+
+def cat(name: str, form: Any) -> Iterator[Damage]:
+    """Print a file's records; the damage in it is left to the caller. Raises OSError."""
+    with closing(_open(name)) as file:
+        for item in read_records(file):
+            if isinstance(item, Damage):
+                yield item
+            else:
+                sys.stdout.write(form(item) + "\n")
+
+
+def as_json(record: AnyRecord) -> str:
+    return msgspec.json.encode(to_object(record)).decode()
+
+
+def as_text(record: AnyRecord) -> str:
+    """Time, type, id, placement, what was shown or why not, and who asked."""
+    time = datetime.fromtimestamp(record.time, UTC).isoformat(timespec="milliseconds")
+    match record:
+        case Impression():
+            what = f"{record.campaign}/{record.creative} chance {record.chance:.4g}"
+        case Unfilled():
+            what = " ".join([record.reason, *(f"{reason}={count}" for reason, count in record.reasons.items())])
+        case View() | Click():
+            what = f"{record.campaign}/{record.creative}"
+    who = " ".join(filter(None, (record.device, record.os, record.country, record.ip)))
+    return f"{time}  {type_of(record):<10}  {record.id}  {record.placement:<12}  {what}  [{who}{' ivt' if record.ivt else ''}]"
+
+
+def _open(name: str) -> BinaryIO:
+    if name == "-":
+        return sys.stdin.buffer
+    path = Path(name)
+    total = None if path.suffix == ".gz" else path.stat().st_size
+    return with_progress(open_log(path), total, path.name)

@@ -1,0 +1,38 @@
+"""A progress bar on stderr for work on files that takes more than a second, on a terminal only."""
+
+import sys
+from typing import Any, BinaryIO, cast
+
+from tqdm import tqdm
+
+DELAY_S = 1.0
+
+
+class ProgressFile:
+    """Wraps a binary file and shows how many of its `total` bytes were read."""
+
+    def __init__(self, file: BinaryIO, total: int | None, name: str) -> None:
+        self._file = file
+        self._bar: tqdm[Any] = tqdm(
+            total=total,
+            desc=name,
+            unit="B",
+            unit_scale=True,
+            delay=DELAY_S,
+            file=sys.stderr,
+            disable=not sys.stderr.isatty(),
+            leave=False,
+        )
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._file.read(size)
+        self._bar.update(len(data))
+        return data
+
+    def close(self) -> None:
+        self._bar.close()
+        self._file.close()
+
+
+def with_progress(file: BinaryIO, total: int | None, name: str) -> BinaryIO:
+    return cast(BinaryIO, ProgressFile(file, total, name))

@@ -1,0 +1,63 @@
+# Sourced by tools/run and tools/test: a Python that will do, and a virtual environment that is made once and kept
+# until pyproject.toml, the Python or the place of the checkout changes. Everything goes under .adcore/.
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+
+say() { printf '%s: %s\n' "$program" "$*" >&2; }
+die() { say "$*"; exit 1; }
+
+# Sets `python` to the first Python that adcore runs on.
+find_python() {
+    local candidate found=
+    for candidate in ${PYTHON:-python3 python3.13 python3.12 python3.11}; do
+        command -v "$candidate" >/dev/null || continue
+        if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+            python=$candidate
+            return
+        fi
+        found+="$candidate is $("$candidate" -c 'import platform; print(platform.python_version())'), "
+    done
+    [ -n "$found" ] || die "no python3 here: install Python 3.11 or newer (Debian: apt install python3 python3-venv)"
+    die "${found%, }; adcore needs 3.11 or newer (Debian 12 has it; else name one: PYTHON=/path/to/python3.11)"
+}
+
+# Whether that Python can make virtual environments (Debian keeps the half of it in a package of its own).
+python_has_venv() { "$python" -c 'import ensurepip, venv' 2>/dev/null; }
+
+# make_venv DIR WHAT PIP-ARGUMENT...: with the project in it, editable; WHAT is for the person who waits.
+make_venv() {
+    local venv=$1 what=$2 stamp log bar
+    shift 2
+    stamp=$( { "$python" -c 'import sys; print(sys.version, sys.executable)'; echo "$root" "$@"; cat "$root/pyproject.toml"; } | sha256sum)
+    mkdir -p "$root/.adcore"
+    exec 9>"$root/.adcore/lock"
+    flock 9 # two at once would build into one folder
+    if [ "$(cat "$venv/stamp" 2>/dev/null)" != "$stamp" ]; then
+        trap 'die "interrupted; the next run begins the installation anew"' INT
+        log=$root/.adcore/pip.log
+        say "making a virtual environment in ${venv#"$root/"}"
+        rm -rf "$venv" "$log"
+        "$python" -m venv "$venv" >"$log.errors" 2>&1 ||
+            die "cannot make a virtual environment in $venv: $(tail -n 3 "$log.errors")"
+        say "installing $what into it (a minute or so; details in .adcore/pip.log)"
+        [ -t 1 ] && bar=on || bar=off
+        "$venv/bin/python" -m pip --disable-pip-version-check install --quiet --progress-bar "$bar" --log "$log" "$@" \
+            2>"$log.errors" || explain_pip "$log"
+        printf '%s\n' "$stamp" >"$venv/stamp"
+        trap - INT
+    fi
+    exec 9>&-
+}
+
+# Of pip's log, the lines that say what went wrong, and what to do about the common causes.
+explain_pip() {
+    local errors
+    errors=$(grep -oE '(ERROR: |Could not fetch URL |Could not find a version ).*' "$1" | grep -v 'ERROR: \[' | sort -u | head -5) || true
+    printf '%s\n' "${errors:-$(cat "$1.errors")}" >&2
+    if grep -qE 'SSLError|CERTIFICATE_VERIFY_FAILED' "$1"; then
+        die "pip does not trust the package index: install ca-certificates, or name your own bundle in PIP_CERT"
+    elif grep -qE 'NewConnectionError|NameResolutionError|ConnectTimeout|ProxyError|from versions: none' "$1"; then
+        die "pip reaches no package index: check the network, or name your mirror in PIP_INDEX_URL or pip.conf"
+    fi
+    die "pip could not install what is needed: see above, and the whole of it in .adcore/pip.log"
+}
