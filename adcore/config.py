@@ -113,9 +113,7 @@ class _Given:
     rank: int
 
 
-def load_config(
-    flags: Mapping[str, Any] = MappingProxyType({}), environ: Mapping[str, str] = os.environ
-) -> Config:
+def load_config(flags: Mapping[str, Any] = MappingProxyType({}), environ: Mapping[str, str] = os.environ) -> Config:
     """The configuration from flags (by setting name, as text), environment, and the file that either names.
 
     Raises ConfigError, which names the flag, the variable, or the file and key at fault.

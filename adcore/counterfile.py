@@ -34,9 +34,7 @@ class CounterFile:
         try:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise StartError(
-                f"cannot open {path}: {os.strerror(error.errno or 0)}; see --state-dir"
-            ) from error
+            raise StartError(f"cannot open {path}: {os.strerror(error.errno or 0)}; see --state-dir") from error
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

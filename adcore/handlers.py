@@ -40,7 +40,15 @@ ME = Visitor()
 class Statistics:
     """What the handlers have done since the process started."""
 
-    __slots__ = ("clicks_repeated", "dropped", "filled", "requests", "tokens_refused", "unfilled", "views_repeated")
+    __slots__ = (
+        "clicks_repeated",
+        "dropped",
+        "filled",
+        "requests",
+        "tokens_refused",
+        "unfilled",
+        "views_repeated",
+    )
 
     def __init__(self) -> None:
         self.requests: Counter[tuple[str, int]] = Counter()
@@ -190,7 +198,12 @@ class Handlers:
             page = self._fill(table, request, query)
         except QueryError as error:
             return _error(400, str(error))
-        headers = [NO_STORE, NOSNIFF, *self._cors(request), *(("Set-Cookie", cookie) for cookie in page.cookies)]
+        headers = [
+            NO_STORE,
+            NOSNIFF,
+            *self._cors(request),
+            *(("Set-Cookie", cookie) for cookie in page.cookies),
+        ]
         if not page.filled:
             return respond(204, headers=[*headers, ("X-No-Ad", page.refusals[0].reason)])
         bodies = [self._compile(table, ad).json(*self._signed(ad, id_, page.now)) for ad, id_ in page.filled]
@@ -265,9 +278,7 @@ class Handlers:
         now = self.clock()
         moment = self.calendar.moment(now)
         who = self._visit(request, query.visitor or ME)
-        facts = Facts(
-            who.device, who.os, who.country, who.languages, query.keywords, query.key_values, who.bot
-        )
+        facts = Facts(who.device, who.os, who.country, who.languages, query.keywords, query.key_values, who.bot)
         counts = request.method != b"HEAD"
         user = self.user_hash(query.user)
         history, cookie_names = self._history(request, user)

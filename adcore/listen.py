@@ -29,9 +29,7 @@ if TYPE_CHECKING:
 
 UNIX_PATH_BYTES_MAX = 107  # sockaddr_un.sun_path is 108 bytes on Linux, with its closing NUL
 PROBE_TIMEOUT_S = 1.0  # a live server's kernel accepts at once; one that takes longer is busy, not absent
-LOCK_TIMEOUT_S = (
-    5.0  # probing and binding takes milliseconds, so a lock held this long is not a start in progress
-)
+LOCK_TIMEOUT_S = 5.0  # probing and binding takes milliseconds, so a lock held this long is not a start in progress
 SYSTEMD_FIRST_FD = 3  # SD_LISTEN_FDS_START, sd_listen_fds(3)
 
 
@@ -250,9 +248,7 @@ def _remove_stale(path: Path) -> None:
     except OSError as error:
         raise StartError(f"cannot listen on {path}: {os.strerror(error.errno or 0)}") from error
     if not stat.S_ISSOCK(mode):
-        raise StartError(
-            f"cannot listen on {path}: it exists and is not a socket; move it or choose another path"
-        )
+        raise StartError(f"cannot listen on {path}: it exists and is not a socket; move it or choose another path")
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
             probe.settimeout(PROBE_TIMEOUT_S)
@@ -325,9 +321,7 @@ def _take_systemd_fd(environ: MutableMapping[str, str]) -> int | None:
     if pid is None or count is None or pid != str(os.getpid()):
         return None
     if count != "1":
-        raise StartError(
-            f"LISTEN_FDS is {count!r}, and adcore serves one socket: keep one ListenStream= in its unit"
-        )
+        raise StartError(f"LISTEN_FDS is {count!r}, and adcore serves one socket: keep one ListenStream= in its unit")
     return SYSTEMD_FIRST_FD
 
 

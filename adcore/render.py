@@ -78,9 +78,7 @@ class CompiledDecision:
         return self._frame.replace(_CLICK, click_token).replace(_VIEW, view_token).encode()
 
 
-def compile_decision(
-    placement: Placement, campaign_id: str, creative: Creative, public_url: str
-) -> CompiledDecision:
+def compile_decision(placement: Placement, campaign_id: str, creative: Creative, public_url: str) -> CompiledDecision:
     """Compile for `public_url` (no slash at its end; "" makes the links relative)."""
     click_url = f"{public_url}/v1/click?t={_CLICK}"
     view_url = f"{public_url}/v1/view?t={_VIEW}"

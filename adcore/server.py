@@ -58,7 +58,18 @@ TURN_INTERVAL_S = 1.0
 REJECTED_SHOWN_MAX = 100
 # Settings that only a restart changes.
 FIXED_SETTINGS = (
-    *("unix", "unix_mode", "fd", "host", "port", "backlog", "control", "source", "memcached", "memcached_prefix"),
+    *(
+        "unix",
+        "unix_mode",
+        "fd",
+        "host",
+        "port",
+        "backlog",
+        "control",
+        "source",
+        "memcached",
+        "memcached_prefix",
+    ),
     *("log", "log_format", "log_queue_bytes", "state_dir", "pid_file", "header_timeout", "idle_timeout"),
     "click_window",
 )

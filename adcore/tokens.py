@@ -189,7 +189,11 @@ COOKIES_READ_MAX = 64
 COOKIE_AGE_MAX_S = 400 * 86_400
 
 _ENTRY = Struct(">6sIH")
-_COOKIE = re.compile(rb"(?:^|;[ \t]*)" + COOKIE_PREFIX.encode() + rb"([\w-]{1,40})=([0-9A-Za-z]{1,8})\.([\w-]{4,4000})\.([\w-]{20})(?=;|\Z)")
+_COOKIE = re.compile(
+    rb"(?:^|;[ \t]*)"
+    + COOKIE_PREFIX.encode()
+    + rb"([\w-]{1,40})=([0-9A-Za-z]{1,8})\.([\w-]{4,4000})\.([\w-]{20})(?=;|\Z)"
+)
 
 
 class FrequencyCookies:
@@ -222,13 +226,17 @@ class FrequencyCookies:
                 continue
             data = urlsafe_b64decode(payload)
             names.append(suffix)
-            history += (
-                Seen(int.from_bytes(key), time, count) for key, time, count in _ENTRY.iter_unpack(data)
-            )
+            history += (Seen(int.from_bytes(key), time, count) for key, time, count in _ENTRY.iter_unpack(data))
         return tuple(history), names
 
     def write(
-        self, seen: Iterable[Seen], history: History, names: Sequence[str], caps: Caps, now: float, unique: str
+        self,
+        seen: Iterable[Seen],
+        history: History,
+        names: Sequence[str],
+        caps: Caps,
+        now: float,
+        unique: str,
     ) -> list[str]:
         """The Set-Cookie values that add `seen`; `unique` is a random name of this answer's own."""
         lines = [self._line(unique[:12], seen, caps, now)]
@@ -237,9 +245,7 @@ class FrequencyCookies:
             name = blake2b("~".join(sorted(names)).encode(), digest_size=6).hexdigest()
             if folded:
                 lines.append(self._line(name, folded, caps, now))
-            lines += [
-                f"{COOKIE_PREFIX}{old}=; Max-Age=0{self._attributes}" for old in names if old != name
-            ]
+            lines += [f"{COOKIE_PREFIX}{old}=; Max-Age=0{self._attributes}" for old in names if old != name]
         return lines
 
     def _line(self, name: str, entries: Iterable[Seen], caps: Caps, now: float) -> str:

@@ -43,9 +43,7 @@ class Connection(http.client.HTTPConnection):
             self.sock.connect(self.unix_path)
 
 
-def ask(
-    address: str, target: str, method: str = "GET", body: bytes | None = None, **headers: str
-) -> Answer:
+def ask(address: str, target: str, method: str = "GET", body: bytes | None = None, **headers: str) -> Answer:
     """One request on a connection of its own; `user_agent="x"` sends `User-Agent: x`."""
     connection = Connection(address)
     try:

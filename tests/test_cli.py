@@ -92,6 +92,13 @@ def test_a_bad_environment_variable_exits_2_and_is_named() -> None:
     assert done.stderr.startswith("adcore: ADCORE_PORT: must be a whole number")
 
 
+def test_a_server_that_cannot_start_exits_3_and_names_what_is_missing(tmp_path: Path) -> None:
+    done = adcore("--state-dir", str(tmp_path), "--unix", str(tmp_path / "none" / "ad.sock"))
+    assert done.returncode == 3
+    assert f"there is no directory {tmp_path}/none; create it first" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -121,9 +128,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
         ({}, None),
     ],
 )
-def test_git_revision_is_read_from_a_checkout(
-    tmp_path: Path, files: dict[str, str], expected: str | None
-) -> None:
+def test_git_revision_is_read_from_a_checkout(tmp_path: Path, files: dict[str, str], expected: str | None) -> None:
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)

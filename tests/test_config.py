@@ -87,9 +87,7 @@ def test_flag_wins_over_environment_over_file_over_default(tmp_path: Path) -> No
         ({"STATE_DIRECTORY": "/s", "ADCORE_STATE_DIR": "/given"}, "/given"),
     ],
 )
-def test_state_directory_comes_from_systemd_then_xdg_then_home(
-    environ: dict[str, str], expected: str
-) -> None:
+def test_state_directory_comes_from_systemd_then_xdg_then_home(environ: dict[str, str], expected: str) -> None:
     config = load(environ=environ)
     assert config.state_dir == Path(expected)
     assert config.secret_file == Path(expected, "secret")
@@ -175,9 +173,7 @@ def test_text_is_parsed_alike_from_a_flag_and_a_variable(name: str, text: str, v
         ("source", "mysql://u:***@host/ads", "left out the password"),
     ],
 )
-def test_a_wrong_value_is_refused_naming_its_origin_and_what_would_do(
-    name: str, text: str, says: str
-) -> None:
+def test_a_wrong_value_is_refused_naming_its_origin_and_what_would_do(name: str, text: str, says: str) -> None:
     with pytest.raises(ConfigError) as refused:
         load({name: text})
     assert str(refused.value).startswith(f"--{name.replace('_', '-')}: ")
@@ -224,9 +220,7 @@ def test_an_unknown_variable_is_refused_and_an_empty_one_is_not_given() -> None:
 
 
 def test_relative_paths_start_from_the_file_that_names_them(tmp_path: Path) -> None:
-    config = load_file(
-        tmp_path / "ad.toml", 'log = "logs/../ad.log"\ncontrol = "unix:c.sock"', {"pid_file": "a.pid"}
-    )
+    config = load_file(tmp_path / "ad.toml", 'log = "logs/../ad.log"\ncontrol = "unix:c.sock"', {"pid_file": "a.pid"})
     assert config.log == tmp_path / "ad.log"
     assert config.control == f"unix:{tmp_path}/c.sock"
     assert config.pid_file == Path.cwd() / "a.pid"
@@ -314,7 +308,5 @@ def test_reload_reads_the_file_again_under_the_same_flags(tmp_path: Path) -> Non
 
 
 def test_a_repeated_list_flag_adds_up() -> None:
-    flags = vars(
-        argument_parser().parse_args(["--trusted-peers", "10.0.0.0/8", "--trusted-peers", "::1/128"])
-    )
+    flags = vars(argument_parser().parse_args(["--trusted-peers", "10.0.0.0/8", "--trusted-peers", "::1/128"]))
     assert [str(n) for n in load(flags).trusted_peers] == ["10.0.0.0/8", "::1/128"]

@@ -162,7 +162,11 @@ def test_several_placements_show_no_campaign_twice(tmp_path: Path) -> None:
 def test_nothing_to_show_is_204_with_the_main_reason(tmp_path: Path) -> None:
     source = store(tmp_path, campaign("a", targeting={"countries": ["JP"]}))
     with serving(tmp_path / "state", "--source", source) as server:
-        for placement, reason in (("side", "country"), ("top", "no_campaigns"), ("nowhere", "unknown_placement")):
+        for placement, reason in (
+            ("side", "country"),
+            ("top", "no_campaigns"),
+            ("nowhere", "unknown_placement"),
+        ):
             answer = server.ask(f"/v1/decision?placement={placement}")
             assert (answer.status, answer.headers["X-No-Ad"], answer.body) == (204, reason, b"")
         assert server.ask("/v1/decision?placement=side", X_Country="JP").status == 200
@@ -217,7 +221,7 @@ def test_tags_answered_at_once_lose_no_count(tmp_path: Path) -> None:
         jar: dict[str, str] = {}
         at_once = [server.ask("/v1/decision?placement=side") for _ in range(3)]
         for answer in at_once:
-            (line,) = answer.headers.get_all("Set-Cookie")
+            (line,) = answer.headers.get_all("Set-Cookie", [])
             assert {"Secure", "HttpOnly", "Path=/"} <= set(line.split("; "))
             jar |= cookies(answer)
         assert server.ask("/v1/decision?placement=side", Cookie=header(jar)).status == 204
@@ -286,7 +290,10 @@ def test_a_token_that_is_not_ours_is_refused_without_a_record(tmp_path: Path) ->
             "/v1/click?t=" + token + "&t=x&url=https://evil.example",
         ):
             answer = server.ask(target)
-            assert answer.headers["Location"] in (None, f"https://shop.example.net/?c={decision['impression_id']}")
+            assert answer.headers["Location"] in (
+                None,
+                f"https://shop.example.net/?c={decision['impression_id']}",
+            )
         server.stop()
     assert Counter(r["type"] for r in server.records()) == {"impression": 1, "click": 1}
 
@@ -413,7 +420,12 @@ def test_explain_lists_every_campaign(tmp_path: Path, control: bool) -> None:
         text = adctl("explain", *where, "placement=side,top", "device=desktop")
         assert "75.00%" in text.stdout
         assert "top: no ad: no_campaigns" in text.stdout
-        for argument in ("placement", "place=side", "placement=side device=fridge", "placement=side time=noon"):
+        for argument in (
+            "placement",
+            "place=side",
+            "placement=side device=fridge",
+            "placement=side time=noon",
+        ):
             wrong = adctl("explain", *where, *argument.split())
             assert wrong.returncode == 2, argument
             assert wrong.stderr
@@ -443,7 +455,7 @@ def test_untrusted_peers_cannot_say_who_they_are(tmp_path: Path) -> None:
         server.address = f"127.0.0.1:{port}"
         try:
             server.wait_until_ready()
-            assert server.ask("/v1/decision?placement=side", **claims).status == status
+            assert ask(server.address, "/v1/decision?placement=side", "GET", None, **claims).status == status
             body = json.dumps({"placement": "side", "visitor": {"country": "JP"}}).encode()
             assert server.ask("/v1/decision", "POST", body).status == (200 if status == 200 else 400)
             assert server.stop() == 0

@@ -155,9 +155,7 @@ def test_a_host_that_is_not_ours_is_named(host: str, says: str) -> None:
 # --- unix
 
 
-def test_a_unix_path_serves_and_goes_with_its_listener(
-    tmp_path: Path, loop: asyncio.AbstractEventLoop
-) -> None:
+def test_a_unix_path_serves_and_goes_with_its_listener(tmp_path: Path, loop: asyncio.AbstractEventLoop) -> None:
     path = tmp_path / "ad.sock"
     listener = open_with(unix=str(path))
     assert (listener.describe, listener.inherited, listener.unix_path) == (f"unix:{path}", False, path)
@@ -205,9 +203,7 @@ def test_a_live_server_is_refused_by_its_path_and_keeps_serving(tmp_path: Path) 
     first.close()
 
 
-def test_a_live_server_with_a_full_backlog_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_live_server_with_a_full_backlog_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("adcore.listen.PROBE_TIMEOUT_S", 0.05)
     path = tmp_path / "ad.sock"
     with socket.socket(socket.AF_UNIX) as server:
@@ -416,9 +412,7 @@ listener.close()
 
 @pytest.mark.parametrize("how", ["as_fd_0", "as_systemd"])
 @pytest.mark.parametrize("family", [socket.AF_UNIX, socket.AF_INET])
-def test_a_child_serves_on_the_socket_it_was_given(
-    tmp_path: Path, how: str, family: socket.AddressFamily
-) -> None:
+def test_a_child_serves_on_the_socket_it_was_given(tmp_path: Path, how: str, family: socket.AddressFamily) -> None:
     path = tmp_path / "ad.sock"
     with socket.socket(family) as held:
         held.bind(str(path) if family == socket.AF_UNIX else ("127.0.0.1", 0))

@@ -4,7 +4,7 @@ The request is described by names and values rather than by headers, so that a p
 20:00": the same words in the query string of /explain and as arguments of `adctl explain`.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 
 from adcore.core.adtable import AdTable
@@ -47,7 +47,7 @@ def explain_request(
     arguments: Iterable[tuple[str, str]],
     calendar: Calendar,
     now: float,
-    held: Callable[[], dict[str, Reason]] = dict,
+    held: Callable[[], Mapping[str, Reason]] = dict,
     capped: Callable[[str], frozenset[str]] = lambda user: frozenset(),
 ) -> list[Explanation]:
     """Explain each placement named by `arguments`, as one page: later ones know what earlier ones may have taken.

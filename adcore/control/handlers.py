@@ -66,6 +66,4 @@ class ControlHandlers:
 
 def _json(status: int, data: object, *headers: tuple[str, str]) -> Response:
     body = msgspec.json.format(msgspec.json.encode(data), indent=2) + b"\n"
-    return respond(
-        status, body, content_type="application/json", headers=(("Cache-Control", "no-store"), *headers)
-    )
+    return respond(status, body, content_type="application/json", headers=(("Cache-Control", "no-store"), *headers))

@@ -296,9 +296,7 @@ def _index(placements: Sequence[Placement], campaigns: Sequence[Campaign]) -> di
                 if creative.placement_size == (placement.width, placement.height)
             ]
             fitting = tuple(
-                Ad(placement, campaign, creative)
-                for creative in of_size
-                if creative.format in placement.formats
+                Ad(placement, campaign, creative) for creative in of_size if creative.format in placement.formats
             )
             if fitting and campaign.status == "active":
                 candidates[placement.id].append((campaign, fitting))

@@ -158,11 +158,11 @@ def explain(
     window = index.window_at(moment.time)
     refuse(Reason.NOT_STARTED, window.early)
     refuse(Reason.ENDED, window.late)
-    for reason, accepting in index.targeting.accepting(facts, moment):
-        refuse(reason, everyone & ~accepting)
-    for campaign_id, reason in held.items():
+    for facet, accepting in index.targeting.accepting(facts, moment):
+        refuse(facet, everyone & ~accepting)
+    for campaign_id, why in held.items():
         if campaign_id in reasons:
-            reasons[campaign_id].append(reason)
+            reasons[campaign_id].append(why)
     refuse(Reason.FREQUENCY_CAP, index.mask_of(capped))
     refuse(Reason.ALREADY_ON_PAGE, index.mask_of(taken))
 
@@ -175,9 +175,7 @@ def explain(
     for campaign in table.campaigns.values():
         against = reasons.get(campaign.id)
         if against is None:
-            against = [
-                index.absent.get(campaign.id) or _why_elsewhere(campaign.targeting.placements, placement_id)
-            ]
+            against = [index.absent.get(campaign.id) or _why_elsewhere(campaign.targeting.placements, placement_id)]
         of_creatives = chances.get(campaign.id, {})
         is_eligible = not against
         if is_eligible and not of_creatives:
@@ -194,7 +192,7 @@ def explain(
             )
         )
     filled = drawing is not None
-    reason = None
+    reason: Reason | None = None
     if not filled:
         answer = decide(table, placement_id, facts, moment, "0" * 32, held=held, capped=capped, taken=taken)
         assert isinstance(answer, NoAd)

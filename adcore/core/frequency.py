@@ -1,6 +1,6 @@
 """Frequency caps: what one visitor has seen of capped campaigns, and which of these are at their cap.
 
-A history is a list of (campaign, time, count). The window slides: a cap of 3 per day means at most 3 within any 24 hours.
+A history is a list of (campaign, time, impressions). The window slides: 3 per day means at most 3 in any 24 hours.
 """
 
 from collections import OrderedDict
@@ -15,11 +15,11 @@ GRANULARITY = 8
 
 
 class Seen(NamedTuple):
-    """`count` impressions of a campaign (by its 48-bit key), the last of them at `time` (epoch seconds)."""
+    """`impressions` of a campaign (by its 48-bit key), the last of them at `time` (epoch seconds)."""
 
     campaign_key: int
     time: int
-    count: int
+    impressions: int
 
 
 class Cap(NamedTuple):
@@ -62,7 +62,7 @@ def fold(history: Iterable[Seen], caps: Caps, now: float) -> History:
             continue
         at, began = groups.get(key, (-1, 0))
         if at >= 0 and time - began <= cap.seconds // GRANULARITY:
-            folded[at] = Seen(key, time, folded[at].count + count)
+            folded[at] = Seen(key, time, folded[at].impressions + count)
         else:
             groups[key] = len(folded), time
             folded.append(Seen(key, time, count))

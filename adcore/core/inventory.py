@@ -55,9 +55,7 @@ Name = Annotated[str, Meta(max_length=200, pattern=_LINE, description="one line 
 # What a browser shows beside or instead of the picture.
 Alt = Annotated[str, Meta(max_length=1000, pattern=_LINE, description="one line of at most 1000 characters")]
 # What every browser, proxy and Location header carries.
-Url = Annotated[
-    str, Meta(max_length=2048, pattern=_URL, description="an http or https URL of at most 2048 characters")
-]
+Url = Annotated[str, Meta(max_length=2048, pattern=_URL, description="an http or https URL of at most 2048 characters")]
 Html = Annotated[
     str,
     Meta(
@@ -104,9 +102,7 @@ Language = Annotated[
 ]
 Word = Annotated[
     str,
-    Meta(
-        pattern=_WORD, description=f"one word or phrase of 1 to {WORD_CHARS_MAX} characters without a comma"
-    ),
+    Meta(pattern=_WORD, description=f"one word or phrase of 1 to {WORD_CHARS_MAX} characters without a comma"),
 ]
 Hour = Annotated[int, Meta(ge=0, le=23, description="an hour from 0 to 23")]
 Weekday = Annotated[int, Meta(ge=0, le=6, description="a weekday from 0 (Monday) to 6 (Sunday)")]
@@ -331,9 +327,7 @@ def _check_campaign(
     for position, placement_id in enumerate(wanted if isinstance(wanted, list | tuple) else ()):
         if isinstance(placement_id, str) and placement_id not in placement_ids:
             advice = _did_you_mean(placement_id, placement_ids)
-            row.refuse(
-                f".targeting.placements[{position}]", f"must be the id of a placement{advice}", placement_id
-            )
+            row.refuse(f".targeting.placements[{position}]", f"must be the id of a placement{advice}", placement_id)
     targeting = values.get("targeting")
     if targeting is not None:
         normal = values["targeting"] = _normalise(targeting)
@@ -370,8 +364,7 @@ def _normalise(targeting: Targeting) -> Targeting:
         hours=_unique(targeting.hours),
         weekdays=_unique(targeting.weekdays),
         key_values={
-            normalise_word(name): _unique(map(normalise_word, values))
-            for name, values in targeting.key_values.items()
+            normalise_word(name): _unique(map(normalise_word, values)) for name, values in targeting.key_values.items()
         },
     )
 
@@ -452,9 +445,7 @@ class _Row:
             if name not in known:
                 self.refuse(where + _step(name), "there is no such field" + _did_you_mean(name, known))
 
-    def read_rows(
-        self, fields: Mapping[Any, Any], name: str, kind: str
-    ) -> Iterator[tuple["_Row", Mapping[Any, Any]]]:
+    def read_rows(self, fields: Mapping[Any, Any], name: str, kind: str) -> Iterator[tuple["_Row", Mapping[Any, Any]]]:
         """The rows in the list `name` of this object, one after the other."""
         values = fields.get(name)
         if not isinstance(values, list | tuple):
@@ -470,9 +461,7 @@ class _Row:
                 row.refuse("", f"must be an object that describes a {kind}", value)
                 continue
             row_id = value.get("id")
-            row.label = (
-                f'{kind} "{repr(row_id[:64])[1:-1]}"' if isinstance(row_id, str) else f"{kind} without an id"
-            )
+            row.label = f'{kind} "{repr(row_id[:64])[1:-1]}"' if isinstance(row_id, str) else f"{kind} without an id"
             yield row, value
 
     def claim(self, fields: Mapping[Any, Any], taken: dict[str, str]) -> None:

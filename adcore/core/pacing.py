@@ -50,16 +50,12 @@ def hold(campaign: Campaign, delivered: Delivered, now: float, day: tuple[float,
     if goal is not None and _reached(goal.impressions, goal.clicks, delivered.impressions, delivered.clicks):
         return Reason.GOAL_REACHED
     cap = campaign.daily_cap
-    if cap is not None and _reached(
-        cap.impressions, cap.clicks, delivered.impressions_today, delivered.clicks_today
-    ):
+    if cap is not None and _reached(cap.impressions, cap.clicks, delivered.impressions_today, delivered.clicks_today):
         return Reason.DAILY_CAP
     if campaign.pacing == "even":
         if goal is not None and campaign.starts_at is not None and campaign.ends_at is not None:
             flown = _share(now, campaign.starts_at.timestamp(), campaign.ends_at.timestamp())
-            if _ahead(goal.impressions, delivered.impressions, flown) or _ahead(
-                goal.clicks, delivered.clicks, flown
-            ):
+            if _ahead(goal.impressions, delivered.impressions, flown) or _ahead(goal.clicks, delivered.clicks, flown):
                 return Reason.AHEAD_OF_SCHEDULE
         if cap is not None:
             passed = _share(now, *day)

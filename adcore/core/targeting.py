@@ -77,9 +77,7 @@ class TargetingIndex:
         self.weekdays = Facet(t.weekdays for t in targetings)
         self.keywords = self.keywords_any.by_value.keys() | self.keywords_none.by_value.keys()
         names = {name for targeting in targetings for name in targeting.key_values}
-        self.key_values = {
-            name: Facet(t.key_values.get(name, ()) for t in targetings) for name in sorted(names)
-        }
+        self.key_values = {name: Facet(t.key_values.get(name, ()) for t in targetings) for name in sorted(names)}
 
     def accepting(self, facts: Facts, moment: Moment) -> Iterator[tuple[Reason, int]]:
         """Yield (the reason to give when refused, the mask of campaigns that accept), facet by facet."""

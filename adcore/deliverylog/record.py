@@ -12,7 +12,7 @@ A reader that meets anything else looks for the next magic whose length and chec
 never takes the next one with it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from struct import Struct
 from typing import Any
 from zlib import crc32
@@ -58,7 +58,7 @@ class Impression(Record, tag="impression", frozen=True, kw_only=True):
     weekday: int
     user: str
     """A keyed hash of the caller's user key; "" without one."""
-    excluded: dict[str, str]
+    excluded: Mapping[str, str]
     """Campaigns that only counts kept outside the table held back, and why."""
 
 
@@ -66,14 +66,14 @@ class Unfilled(Record, tag="unfilled", frozen=True, kw_only=True):
     """A slot that got nothing: the main reason, and how many candidates fell to which."""
 
     reason: str
-    reasons: dict[str, int]
+    reasons: Mapping[str, int]
     languages: tuple[str, ...]
     keywords: tuple[str, ...]
     key_values: tuple[tuple[str, str], ...]
     hour: int
     weekday: int
     user: str
-    excluded: dict[str, str]
+    excluded: Mapping[str, str]
 
 
 class View(Record, tag="view", frozen=True, kw_only=True):

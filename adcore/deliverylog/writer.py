@@ -38,9 +38,7 @@ def open_log(path: Path) -> int:
 class LogWriter:
     """Appends the queue's records to the file at `path`."""
 
-    def __init__(
-        self, queue: RecordQueue, path: Path, *, open: Open = open_log, write: Write = os.write
-    ) -> None:
+    def __init__(self, queue: RecordQueue, path: Path, *, open: Open = open_log, write: Write = os.write) -> None:
         self.queue = queue
         self.path = path
         self.written: Counter[str] = Counter()
@@ -140,9 +138,7 @@ class LogWriter:
         failures = 0
         while self._offset < len(self._data):
             try:
-                count = await loop.run_in_executor(
-                    self._thread, self._write, self._fd, self._data[self._offset :]
-                )
+                count = await loop.run_in_executor(self._thread, self._write, self._fd, self._data[self._offset :])
             except OSError as error:
                 self._note_failure(error)
                 if self._give_up:

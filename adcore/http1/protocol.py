@@ -322,12 +322,7 @@ class Http1Protocol(asyncio.Protocol):
             log.exception("the handler failed on %s %.200r", method.decode(), request.path)
             response = plain_error(500)
         server.statistics.responses[response.status] += 1
-        keep = (
-            parser.should_keep_alive()
-            and not response.close
-            and not server.draining
-            and not parser.should_upgrade()
-        )
+        keep = parser.should_keep_alive() and not response.close and not server.draining and not parser.should_upgrade()
         self._answer(response, keep, without_body=method == b"HEAD")
         self._start_request()
 

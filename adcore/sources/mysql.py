@@ -6,15 +6,12 @@ wait on the network ends by itself.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from adcore.core.inventory import Inventory
 from adcore.errors import ConfigError, SourceError
 from adcore.sources import Revision, Rows, sqlstore
-
-if TYPE_CHECKING:
-    import MySQLdb
 
 CONNECT_TIMEOUT_S = 3
 # A full load of 100,000 creatives takes a second or two; a server that is silent for longer hangs.
@@ -40,7 +37,7 @@ class MysqlStore:
                 "libmariadb-dev, then pip install 'adcore[mysql]'"
             ) from None
         self._driver = MySQLdb
-        self._connection: MySQLdb.connections.Connection | None = None
+        self._connection: Any = None
 
     def revision(self) -> Revision:
         with self._naming_errors():

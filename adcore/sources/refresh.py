@@ -1,9 +1,9 @@
 """The refresh timer: notices a new revision, gets its rows from the nearest source, has a table built, swaps it in.
 
-One cheap poll of the store per interval, jittered so that workers do not ask in step. When the revision has risen, the
-first process to take the lock in memcached reads the store and publishes a snapshot; the others take that. A source that
-is away is gone around: no memcached, read the store; no store, take the snapshot; neither, keep the table in memory, and
-at the start take the last good rows from local disk. Stale beats absent, and its age is shown.
+One cheap poll of the store per interval, jittered so that workers do not ask in step. When the revision has risen,
+the first process to take the lock in memcached reads the store and publishes a snapshot; the others take that. What
+is away is gone around: no memcached, read the store; no store, take the snapshot; neither, keep the table in memory,
+and at the start take the last good rows from local disk. Stale beats absent, and its age is shown.
 
 Everything that blocks happens in one thread; the loop only assigns the new table. A hung source therefore stops
 refreshing until its timeout, and nothing else.
@@ -249,7 +249,8 @@ class Refresher(Generic[T]):
             self._refused_hash = digest
             self.refused = (
                 f"revision {rows.revision} has {table.creative_count} creatives and the one before "
-                f"{before.creative_count}; it is taken if the next look finds it unchanged, or once adctl apply confirms it"
+                f"{before.creative_count}; it is taken if the next "
+                "look finds it unchanged, or once adctl apply confirms it"
             )
             log.warning("%s", self.refused)
             return None

@@ -1,8 +1,8 @@
 """The memcached snapshot: one process reads MySQL and puts the rows here, the others take them from here.
 
-The payload is msgpack, never pickle, in chunks below memcached's item limit. Chunk keys carry the payload's hash, and the
-head is written last, so that a reader never mixes two snapshots; it checks the hash besides. Anything that does not fit
-together is no snapshot.
+The payload is msgpack, never pickle, in chunks below memcached's item limit. Chunk keys carry the payload's hash, and
+the head is written last, so that a reader never mixes two snapshots; it checks the hash besides. Anything that does not
+fit together is no snapshot.
 """
 
 from collections.abc import Iterator

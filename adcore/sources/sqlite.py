@@ -80,9 +80,7 @@ class SqliteStore:
         if self._connection is not None:
             return
         # Its calls come from one thread at a time, though not always the same one.
-        connection = sqlite3.connect(
-            self.path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
-        )
+        connection = sqlite3.connect(self.path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
         try:
             # Readers never wait for a writer, nor a writer for readers.
             connection.execute("PRAGMA journal_mode = WAL")

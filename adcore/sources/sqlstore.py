@@ -1,8 +1,8 @@
 """The inventory in SQL tables, the same for SQLite and MySQL: rows <-> the document, and migrations.
 
 A dialect (sqlite.py, mysql.py) offers one connection and its placeholder; what is asked of it stands here once. Nothing
-here judges a row: one that is bad (by other hands, in SQL) becomes a bad part of the document, and is named when that is
-checked.
+here judges a row: one that is bad (by other hands, in SQL) becomes a bad part of the document, and is named when that
+is checked.
 """
 
 import json
@@ -122,8 +122,7 @@ def write_inventory(db: Dialect, inventory: Inventory) -> None:
     with db.transaction():
         stored = {
             table: {
-                row[_KEY[table]]: tuple(row[column] for column in columns)
-                for row in db.query(f"SELECT * FROM {table}")
+                row[_KEY[table]]: tuple(row[column] for column in columns) for row in db.query(f"SELECT * FROM {table}")
             }
             for table, columns in _COLUMNS.items()
         }

@@ -58,9 +58,7 @@ def test_what_is_remembered_never_differs_from_what_is_asked_anew(zone: str, see
     calendar = Calendar(info)
     time = at("2012-01-01")
     for _ in range(20_000):
-        time += rng.choice(
-            [0.5, 60, 899.9, 900, 1800, 3600, -0.5, -3599, -86_400, 86_400, rng.uniform(-1e7, 1.1e7)]
-        )
+        time += rng.choice([0.5, 60, 899.9, 900, 1800, 3600, -0.5, -3599, -86_400, 86_400, rng.uniform(-1e7, 1.1e7)])
         local = datetime.fromtimestamp(time, info)
         expected = (time, local.hour, local.weekday(), local.toordinal())
         assert calendar.moment(time) == expected, (zone, time)
@@ -115,13 +113,10 @@ def test_a_local_day_on_which_clocks_change(zone: str, day: date, start: str, ho
 def test_local_days_follow_each_other_without_a_gap(zone: str) -> None:
     calendar = Calendar(ZoneInfo(zone))
     first = date(2026, 1, 1)
-    bounds = [
-        calendar.day_bounds(Moment(0.0, 0, 0, (first + timedelta(days=n)).toordinal())) for n in range(366)
-    ]
+    bounds = [calendar.day_bounds(Moment(0.0, 0, 0, (first + timedelta(days=n)).toordinal())) for n in range(366)]
     for (start, end), (next_start, _) in pairwise(bounds):
         assert start < end == next_start
     # Asked again in the other order, the same.
     assert bounds[::-1] == [
-        calendar.day_bounds(Moment(0.0, 0, 0, (first + timedelta(days=n)).toordinal()))
-        for n in reversed(range(366))
+        calendar.day_bounds(Moment(0.0, 0, 0, (first + timedelta(days=n)).toordinal())) for n in reversed(range(366))
     ]

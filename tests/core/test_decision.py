@@ -101,9 +101,7 @@ def accepts(c: Campaign, f: Facts, m: Moment) -> bool:
     )
 
 
-def oracle(
-    built: AdTable, placement: Placement, f: Facts, m: Moment, unavailable: set[str]
-) -> dict[str, float]:
+def oracle(built: AdTable, placement: Placement, f: Facts, m: Moment, unavailable: set[str]) -> dict[str, float]:
     """{creative id: chance} for what may be shown."""
     fitting = {
         c.id: [
@@ -141,7 +139,8 @@ TARGETINGS = st.fixed_dictionaries(
         "hours": some([11, 12, 13]),
         "weekdays": some([5, 6]),
         "key_values": st.dictionaries(
-            st.sampled_from(["section", "tier"]), st.lists(st.sampled_from(WORDS), min_size=1, max_size=2, unique=True)
+            st.sampled_from(["section", "tier"]),
+            st.lists(st.sampled_from(WORDS), min_size=1, max_size=2, unique=True),
         ),
     },
 )
@@ -170,9 +169,7 @@ def inventories(draw_from: st.DrawFn) -> list[dict[str, Any]]:
                         f"c{number}-{i}",
                         size,
                         weight=draw_from(st.integers(1, 5)),
-                        **draw_from(
-                            st.sampled_from([{}, {"format": "html", "data": None, "html": "<b>…</b>"}])
-                        ),
+                        **draw_from(st.sampled_from([{}, {"format": "html", "data": None, "html": "<b>…</b>"}])),
                     )
                     for i, size in enumerate(sizes)
                 ],
@@ -189,7 +186,9 @@ FACTS = st.builds(
     languages=some(["ja", "de", "fr"]).map(tuple),
     keywords=some(WORDS).map(sorted).map(tuple),
     key_values=st.lists(
-        st.tuples(st.sampled_from(["section", "tier", "other"]), st.sampled_from(WORDS)), max_size=3, unique=True
+        st.tuples(st.sampled_from(["section", "tier", "other"]), st.sampled_from(WORDS)),
+        max_size=3,
+        unique=True,
     ).map(lambda pairs: tuple(sorted(pairs))),
 )
 MOMENTS = st.builds(
@@ -224,9 +223,7 @@ def test_a_decision_is_what_the_brute_force_oracle_allows(
     for f, m in [*requests, requests[0]]:
         for name, index in built.placements.items():
             expected = oracle(built, index.placement, f, m, held_ids | capped | taken)
-            answer = decide(
-                built, name, f, m, impression_id(seed), held=held, capped=frozenset(capped), taken=taken
-            )
+            answer = decide(built, name, f, m, impression_id(seed), held=held, capped=frozenset(capped), taken=taken)
             explained = explain(built, name, f, m, held=held, capped=frozenset(capped), taken=taken)
             chances = {k: chance for c in explained.candidates for k, chance in c.creatives.items()}
             assert chances == pytest.approx(expected)
@@ -398,4 +395,6 @@ def test_memory_of_matches_and_drawings_is_bounded(monkeypatch: pytest.MonkeyPat
         assert isinstance(answer, Decision)
         assert len(index.window_at(NOON).matches) <= 8
         assert sum(len(d.ads) for d in index._drawings.values() if d) <= 60
-    assert math.isclose(sum(chance for _, chance in next(iter(index._drawings.values())).chances()), 1)  # type: ignore[union-attr]
+    drawing = next(iter(index._drawings.values()))
+    assert drawing is not None
+    assert math.isclose(sum(chance for _, chance in drawing.chances()), 1)

@@ -93,9 +93,7 @@ AGENTS: list[tuple[str, str, bool, str]] = [
 # fmt: on
 
 
-@pytest.mark.parametrize(
-    ("device", "os", "bot", "text"), AGENTS, ids=[row[3][:70] or "empty" for row in AGENTS]
-)
+@pytest.mark.parametrize(("device", "os", "bot", "text"), AGENTS, ids=[row[3][:70] or "empty" for row in AGENTS])
 def test_device_system_and_bot_of_a_user_agent(device: str, os: str, bot: bool, text: str) -> None:
     assert parse_user_agent(text) == (device, os, bot)
     assert device in DEVICES
@@ -249,9 +247,7 @@ def test_key_values_in_normal_form() -> None:
         ("", [("n", str(number)) for number in range(KEY_VALUES_MAX + 1)], "key-values"),
     ],
 )
-def test_a_bad_parameter_is_refused_by_name(
-    keywords: str, key_values: list[tuple[str, str]], field: str
-) -> None:
+def test_a_bad_parameter_is_refused_by_name(keywords: str, key_values: list[tuple[str, str]], field: str) -> None:
     with pytest.raises(FactsError) as caught:
         build_facts(keywords=keywords, key_values=key_values)
     assert caught.value.field == field
@@ -289,18 +285,14 @@ def test_facts_of_headers_and_parameters_as_sent() -> None:
         keywords="Manga",
         key_values=[("section", "News")],
     )
-    assert facts == Facts(
-        "mobile", "ios", "JP", ("ja-jp", "ja", "en"), ("manga",), (("section", "news"),), False
-    )
+    assert facts == Facts("mobile", "ios", "JP", ("ja-jp", "ja", "en"), ("manga",), (("section", "news"),), False)
     assert len({facts, facts._replace()}) == 1
     assert build_facts() == Facts("other", "other", "", (), (), (), False)
 
 
 def test_the_order_of_what_was_sent_does_not_matter() -> None:
     pairs = [("a", "1"), ("b", "2"), ("a", "3")]
-    assert build_facts(keywords="x,y,z", key_values=pairs) == build_facts(
-        keywords="z,x,y,x", key_values=pairs[::-1]
-    )
+    assert build_facts(keywords="x,y,z", key_values=pairs) == build_facts(keywords="z,x,y,x", key_values=pairs[::-1])
 
 
 def test_the_data_is_there_once_the_module_is_imported() -> None:

@@ -238,9 +238,7 @@ def matches(path: str, pattern: str) -> bool:
     return path.startswith(head) if star else path == pattern
 
 
-@pytest.mark.parametrize(
-    ("fields", "expected"), CAMPAIGN_ERRORS, ids=[ascii(e[0])[:60] for e in CAMPAIGN_ERRORS]
-)
+@pytest.mark.parametrize(("fields", "expected"), CAMPAIGN_ERRORS, ids=[ascii(e[0])[:60] for e in CAMPAIGN_ERRORS])
 def test_errors_of_a_campaign(fields: dict[str, Any], expected: list[str]) -> None:
     inventory, problems = check_inventory(document(campaign(**fields)))
     found = [problem.path for problem in problems]
@@ -308,9 +306,7 @@ CREATIVE_ERRORS: list[tuple[dict[str, Any], list[str]]] = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("fields", "expected"), CREATIVE_ERRORS, ids=[ascii(e[0])[:60] for e in CREATIVE_ERRORS]
-)
+@pytest.mark.parametrize(("fields", "expected"), CREATIVE_ERRORS, ids=[ascii(e[0])[:60] for e in CREATIVE_ERRORS])
 def test_a_bad_creative_is_named_and_left_out_alone(fields: dict[str, Any], expected: list[str]) -> None:
     good = creative(id="good")
     inventory, problems = check_inventory(document(campaign(creatives=[creative(**fields), good])))
@@ -392,9 +388,7 @@ def test_messages_name_the_row_and_the_fix() -> None:
         )
     )
     text = messages(value)
-    assert (
-        '$.campaigns[0].priorty (campaign "spring"): there is no such field; did you mean priority?' in text
-    )
+    assert '$.campaigns[0].priorty (campaign "spring"): there is no such field; did you mean priority?' in text
     assert 'must be one of active, paused; did you mean active?; got "actve"' in text
     assert 'must be the id of a placement; did you mean top?; got "tpo"' in text
     assert '(creative "spring-1")' in text
@@ -492,11 +486,7 @@ def test_the_normal_form_of_a_word_is_its_own_normal_form(text: str) -> None:
 
 
 @settings(deadline=None)
-@given(
-    st.recursive(
-        JSON, lambda inner: st.dictionaries(st.sampled_from(["placements", "campaigns", "id"]), inner)
-    )
-)
+@given(st.recursive(JSON, lambda inner: st.dictionaries(st.sampled_from(["placements", "campaigns", "id"]), inner)))
 def test_no_document_makes_the_check_fail(value: object) -> None:
     check_inventory(value)
     check_inventory({"placements": value, "campaigns": value})

@@ -1,9 +1,12 @@
 """What the doctor finds on hosts made up of files, and on sockets that answer, hang, or are left behind."""
 
+import getpass
 import json
 import os
 import socket
+import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError
@@ -54,9 +57,7 @@ GOVERNOR = "sys/devices/system/cpu/cpu{}/cpufreq/scaling_governor"
         ({GOVERNOR.format(0): "powersave\n", GOVERNOR.format(1): "performance\n"}, "warn", "powersave on 1"),
     ],
 )
-def test_the_processor_runs_at_full_speed(
-    tmp_path: Path, files: dict[str, str], status: str, found: str
-) -> None:
+def test_the_processor_runs_at_full_speed(tmp_path: Path, files: dict[str, str], status: str, found: str) -> None:
     finding = only(doctor.check_governor(host(tmp_path, files)))
     assert finding.status == status
     assert found in finding.found
@@ -77,9 +78,7 @@ def test_the_kernel_grants_the_backlog(tmp_path: Path, text: str, backlog: int, 
     root = host(tmp_path, {"proc/sys/net/core/somaxconn": text})
     finding = only(doctor.check_somaxconn(root, backlog))
     assert finding.status == status
-    assert finding.advice.startswith(f"`sysctl -w net.core.somaxconn={max(4096, backlog)}`") is (
-        status == "warn"
-    )
+    assert finding.advice.startswith(f"`sysctl -w net.core.somaxconn={max(4096, backlog)}`") is (status == "warn")
 
 
 @pytest.mark.parametrize(
@@ -222,6 +221,23 @@ def test_a_memcached_out_of_reach_is_a_failure(tmp_path: Path) -> None:
     assert "--memcached" in finding.advice
 
 
+def test_a_memcached_that_answers_is_ok(tmp_path: Path) -> None:
+    path = tmp_path / "memcached.sock"
+    # -u: memcached refuses to be root without being told so.
+    process = subprocess.Popen(["memcached", "-s", path, "-U", "0", "-u", getpass.getuser()])
+    try:
+        deadline_monotonic = time.monotonic() + 20
+        while not path.exists():
+            assert process.poll() is None
+            assert time.monotonic() < deadline_monotonic
+            time.sleep(0.01)
+        finding = only(doctor.check_memcached(f"unix:{path}", "adcore:"))
+    finally:
+        process.terminate()
+        process.wait(20)
+    assert finding == Finding("memcached", "ok", f"unix:{path} answers and holds no snapshot yet")
+
+
 # Sockets
 
 
@@ -308,9 +324,7 @@ def test_what_is_no_socket_is_said_so(tmp_path: Path) -> None:
     assert "is not a socket" in only(doctor.check_socket(path)).found
 
 
-def test_a_socket_that_may_not_be_opened_names_the_group(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_socket_that_may_not_be_opened_names_the_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "ad.sock"
     with socket.socket(socket.AF_UNIX) as left:
         left.bind(str(path))
@@ -344,9 +358,7 @@ def test_a_healthy_host_is_0_and_says_so(quiet: Path, capsys: pytest.CaptureFixt
     assert "fail" not in out
 
 
-def test_a_failure_is_1_with_advice_and_the_other_checks_go_on(
-    quiet: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_failure_is_1_with_advice_and_the_other_checks_go_on(quiet: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--json", "--unix", str(quiet / "no.sock")]) == 1
     report = json.loads(capsys.readouterr().out)
     assert report["ok"] is False

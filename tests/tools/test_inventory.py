@@ -105,10 +105,7 @@ def test_apply_makes_the_store_hold_what_the_file_says(tmp_path: Path, source: s
     outcome = adctl("apply", SAMPLE)
     assert (outcome.status, outcome.err) == (0, "")
     assert '+ campaign "manga-week"' in outcome.out
-    assert (
-        stored(source)["campaigns"]
-        == to_document(parse_inventory(json.loads(SAMPLE.read_text())))["campaigns"]
-    )
+    assert stored(source)["campaigns"] == to_document(parse_inventory(json.loads(SAMPLE.read_text())))["campaigns"]
 
     value = document(campaign("new"))
     outcome = adctl("apply", written(tmp_path, value))
@@ -120,9 +117,7 @@ def test_apply_makes_the_store_hold_what_the_file_says(tmp_path: Path, source: s
 
 
 def test_apply_shows_what_is_added_changed_and_removed(tmp_path: Path, source: str, adctl: Adctl) -> None:
-    adctl(
-        "apply", written(tmp_path, document(campaign("a"), campaign("b", creative("b-1"), creative("b-2"))))
-    )
+    adctl("apply", written(tmp_path, document(campaign("a"), campaign("b", creative("b-1"), creative("b-2")))))
     changed = document(campaign("b", creative("b-1", weight=2), creative("b-3")), campaign("c", weight=3))
     path = written(tmp_path, changed)
     assert json.loads(adctl("apply", "--dry-run", "--json", path).out) == {
@@ -147,9 +142,7 @@ def test_apply_shows_what_is_added_changed_and_removed(tmp_path: Path, source: s
     assert outcome.out.startswith(f"sqlite://{tmp_path}/ads.db: applied as revision {revision(source)[0]}\n")
 
 
-def test_a_creative_that_moves_to_another_campaign_is_changed(
-    tmp_path: Path, source: str, adctl: Adctl
-) -> None:
+def test_a_creative_that_moves_to_another_campaign_is_changed(tmp_path: Path, source: str, adctl: Adctl) -> None:
     first = document(campaign("a", creative("k"), creative("a-1")), campaign("b"))
     second = document(campaign("a", creative("a-1")), campaign("b", creative("b-1"), creative("k")))
     adctl("apply", written(tmp_path, first))
@@ -158,9 +151,7 @@ def test_a_creative_that_moves_to_another_campaign_is_changed(
     assert stored(source) == to_document(parse_inventory(second))
 
 
-def test_applying_what_is_there_already_changes_nothing_and_confirms(
-    tmp_path: Path, source: str, adctl: Adctl
-) -> None:
+def test_applying_what_is_there_already_changes_nothing_and_confirms(tmp_path: Path, source: str, adctl: Adctl) -> None:
     path = written(tmp_path, document(campaign("a", creative("k", weight=2))))
     adctl("apply", path)
     with closing(sqlite3.connect(tmp_path / "ads.db", isolation_level=None)) as by_hand:
@@ -174,18 +165,14 @@ def test_applying_what_is_there_already_changes_nothing_and_confirms(
     assert revision(source) == (number, number)
 
 
-def test_export_names_rows_that_are_bad_and_apply_mends_them(
-    tmp_path: Path, source: str, adctl: Adctl
-) -> None:
+def test_export_names_rows_that_are_bad_and_apply_mends_them(tmp_path: Path, source: str, adctl: Adctl) -> None:
     path = written(tmp_path, document(campaign("a", creative("k"), creative("j"))))
     adctl("apply", path)
     with closing(sqlite3.connect(tmp_path / "ads.db", isolation_level=None)) as by_hand:
         by_hand.execute("UPDATE creatives SET landing_url = 'javascript:x' WHERE id = 'k'")
     exported = adctl("export")
     assert exported.status == 0
-    assert exported.err.startswith(
-        "adctl export: a row is not valid and not delivered: $.campaigns[0].creatives[0]"
-    )
+    assert exported.err.startswith("adctl export: a row is not valid and not delivered: $.campaigns[0].creatives[0]")
     assert json.loads(exported.out)["campaigns"][0]["creatives"][0]["landing_url"] == "javascript:x"
     report = json.loads(adctl("apply", "--json", path).out)
     assert report["changed"] == ['creative "k"']
@@ -193,9 +180,7 @@ def test_export_names_rows_that_are_bad_and_apply_mends_them(
 
 
 def test_keep_leaves_other_rows_alone(tmp_path: Path, source: str, adctl: Adctl) -> None:
-    adctl(
-        "apply", written(tmp_path, document(campaign("a"), campaign("b", creative("b-1"), creative("b-2"))))
-    )
+    adctl("apply", written(tmp_path, document(campaign("a"), campaign("b", creative("b-1"), creative("b-2")))))
     more = {
         "placements": [],
         # The placement is known to the store only.
@@ -228,15 +213,11 @@ def test_keep_refuses_what_does_not_go_with_the_rows_kept(tmp_path: Path, source
 def test_every_error_is_named_and_nothing_is_changed(tmp_path: Path, source: str, adctl: Adctl) -> None:
     adctl("apply", written(tmp_path, document(campaign("a"))))
     before, number = stored(source), revision(source)
-    bad = document(
-        campaign("a", weight=0), campaign("b", creative("b-1", landing_url="javascript:x"), creative("b-2"))
-    )
+    bad = document(campaign("a", weight=0), campaign("b", creative("b-1", landing_url="javascript:x"), creative("b-2")))
     outcome = adctl("apply", written(tmp_path, bad))
     assert (outcome.status, outcome.out) == (1, "")
     assert outcome.err.startswith("adctl apply: nothing was changed: the inventory has 2 errors:\n")
-    assert (
-        '$.campaigns[0].weight (campaign "a"): must be a whole number from 1 to 1000000; got 0' in outcome.err
-    )
+    assert '$.campaigns[0].weight (campaign "a"): must be a whole number from 1 to 1000000; got 0' in outcome.err
     assert '$.campaigns[1].creatives[0].landing_url (creative "b-1")' in outcome.err
     report = json.loads(adctl("apply", "--json", written(tmp_path, bad)).out)
     assert report["ok"] is False
@@ -276,9 +257,7 @@ def test_a_file_that_is_not_there_is_2(tmp_path: Path, adctl: Adctl) -> None:
     assert adctl("apply", tmp_path).status == 2
 
 
-def test_apply_reads_standard_input(
-    tmp_path: Path, source: str, adctl: Adctl, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_apply_reads_standard_input(tmp_path: Path, source: str, adctl: Adctl, monkeypatch: pytest.MonkeyPatch) -> None:
     raw = b"\xef\xbb\xbf" + json.dumps(document(campaign("a"))).encode()
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(raw)))
     assert adctl("apply", "-").status == 0
@@ -286,9 +265,7 @@ def test_apply_reads_standard_input(
 
 
 def test_a_long_summary_is_cut(tmp_path: Path, adctl: Adctl) -> None:
-    outcome = adctl(
-        "apply", written(tmp_path, document(campaign("a", *(creative(f"k{n}") for n in range(100)))))
-    )
+    outcome = adctl("apply", written(tmp_path, document(campaign("a", *(creative(f"k{n}") for n in range(100))))))
     assert len(outcome.out.splitlines()) == 2 + SHOWN_MAX
     assert f"and {102 - SHOWN_MAX} more (102 added)" in outcome.out
 

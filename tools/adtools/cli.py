@@ -62,9 +62,7 @@ def _make_state_dir(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
-        raise AdcoreError(
-            f"cannot create the state directory {path}: {error.strerror}; see --source"
-        ) from error
+        raise AdcoreError(f"cannot create the state directory {path}: {error.strerror}; see --source") from error
 
 
 def argument_parser() -> argparse.ArgumentParser:

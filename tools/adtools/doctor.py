@@ -26,12 +26,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from adcore.sources.snapshot import Snapshot
-
 from adcore.config import Config, load_config
 from adcore.core.inventory import check_inventory
 from adcore.errors import AdcoreError, ConfigError
 from adcore.sources import open_store
+from adcore.sources.snapshot import Snapshot
 from adcore.version import version_text
 
 EPILOG = """\
@@ -140,13 +139,9 @@ def examine(flags: dict[str, str], root: Path) -> Iterator[Finding]:
 def check_python(version: tuple[int, ...] = sys.version_info[:3]) -> Iterator[Finding]:
     text = ".".join(map(str, version))
     if version[:2] < PYTHON_MIN:
-        yield Finding(
-            "Python", "fail", text, "adcore needs Python 3.11 to 3.13: make a new virtual environment"
-        )
+        yield Finding("Python", "fail", text, "adcore needs Python 3.11 to 3.13: make a new virtual environment")
     elif version[:2] > PYTHON_MAX:
-        yield Finding(
-            "Python", "warn", f"{text} is newer than any that adcore is tested with", "use 3.11 to 3.13"
-        )
+        yield Finding("Python", "warn", f"{text} is newer than any that adcore is tested with", "use 3.11 to 3.13")
     else:
         yield Finding("Python", "ok", text)
 
@@ -200,9 +195,7 @@ def check_build_tools(which: Callable[[str], str | None] = shutil.which) -> Iter
     client = next((path for name in ("mariadb_config", "mysql_config") if (path := which(name))), None)
     if client is None and (pkg_config := which("pkg-config")):
         for library in ("libmariadb", "mysqlclient", "mariadb"):
-            asked = subprocess.run(
-                [pkg_config, "--modversion", library], capture_output=True, text=True, check=False
-            )
+            asked = subprocess.run([pkg_config, "--modversion", library], capture_output=True, text=True, check=False)
             if asked.returncode == 0:
                 client = f"{library} {asked.stdout.strip()}"
                 break
@@ -211,9 +204,7 @@ def check_build_tools(which: Callable[[str], str | None] = shutil.which) -> Iter
         "Python.h": str(header) if header.exists() else None,
         "client headers": client,
     }
-    yield Finding(
-        "build tools", "info", ", ".join(f"{name}: {path or 'none'}" for name, path in parts.items())
-    )
+    yield Finding("build tools", "info", ", ".join(f"{name}: {path or 'none'}" for name, path in parts.items()))
 
 
 # Limits, processor, kernel
@@ -222,9 +213,7 @@ def check_build_tools(which: Callable[[str], str | None] = shutil.which) -> Iter
 def check_open_files(root: Path) -> Iterator[Finding]:
     try:
         limits = (root / "proc/self/limits").read_text()
-        soft, hard = next(
-            line.split()[3:5] for line in limits.splitlines() if line.startswith("Max open files")
-        )
+        soft, hard = next(line.split()[3:5] for line in limits.splitlines() if line.startswith("Max open files"))
     except (OSError, StopIteration, ValueError):
         yield Finding("open files", "info", "no limit can be read from /proc/self/limits")
         return
@@ -266,9 +255,7 @@ def check_somaxconn(root: Path, backlog: int) -> Iterator[Finding]:
         return
     found = f"{somaxconn}, and the server asks for a backlog of {backlog}"
     if somaxconn < backlog:
-        advice = (
-            f"`sysctl -w net.core.somaxconn={max(4096, backlog)}`, and the same in a file in /etc/sysctl.d"
-        )
+        advice = f"`sysctl -w net.core.somaxconn={max(4096, backlog)}`, and the same in a file in /etc/sysctl.d"
         yield Finding("somaxconn", "warn", found, advice)
     else:
         yield Finding("somaxconn", "ok", found)
@@ -288,16 +275,12 @@ def check_time_zone(zone: zoneinfo.ZoneInfo) -> Iterator[Finding]:
 
 def check_state_dir(path: Path) -> Iterator[Finding]:
     if path.exists() and not path.is_dir():
-        yield Finding(
-            "state directory", "fail", f"{path} is not a directory", "move it, or choose another --state-dir"
-        )
+        yield Finding("state directory", "fail", f"{path} is not a directory", "move it, or choose another --state-dir")
         return
     existing = next(folder for folder in (path, *path.parents) if folder.exists())
     if not os.access(existing, os.W_OK | os.X_OK):
         advice = f"let {_user(os.geteuid())} write to {existing}, or choose another --state-dir"
-        yield Finding(
-            "state directory", "fail", f"{existing} is not writable for {_user(os.geteuid())}", advice
-        )
+        yield Finding("state directory", "fail", f"{existing} is not writable for {_user(os.geteuid())}", advice)
         return
     free = shutil.disk_usage(existing).free
     made = "" if existing == path else " (the server creates it)"
@@ -316,9 +299,7 @@ def check_secret(path: Path) -> Iterator[Finding]:
         yield Finding("secret file", "info", f"{path} is not there yet; the server creates it")
         return
     except OSError as error:
-        yield Finding(
-            "secret file", "fail", f"{path}: {error.strerror}", "see who may read the folders above it"
-        )
+        yield Finding("secret file", "fail", f"{path}: {error.strerror}", "see who may read the folders above it")
         return
     if mode & 0o077:
         advice = f"`chmod 600 {path}`: who reads it can forge clicks"
@@ -342,9 +323,7 @@ def check_source(config: Config) -> Iterator[Finding]:
         finally:
             store.close()
     except AdcoreError as error:
-        yield Finding(
-            "source", "fail", str(error), "the server goes on with its last good table until this works"
-        )
+        yield Finding("source", "fail", str(error), "the server goes on with its last good table until this works")
         return
     inventory, problems = check_inventory(rows.document)
     creatives = sum(len(campaign.creatives) for campaign in inventory.campaigns)
@@ -393,9 +372,7 @@ def check_socket(path: Path) -> Iterator[Finding]:
         yield Finding("socket", "fail", f"{path}: {error.strerror}", advice)
         return
     if not stat.S_ISSOCK(status.st_mode):
-        yield Finding(
-            "socket", "fail", f"{path} is not a socket", "move it away; the server refuses to replace it"
-        )
+        yield Finding("socket", "fail", f"{path} is not a socket", "move it away; the server refuses to replace it")
         return
     mode = stat.S_IMODE(status.st_mode)
     found = f"{path}, mode {mode:04o}, {_user(status.st_uid)}:{_group(status.st_gid)}"

@@ -86,7 +86,8 @@ def ask(control: str, pairs: list[tuple[str, str]]) -> list[dict[str, Any]]:
     except ValueError as error:
         raise ExplainError(f"--control: {error}") from None
     connection = http.client.HTTPConnection(
-        *(("localhost", 80) if isinstance(address, UnixAddress) else (address.host, address.port)), timeout=TIMEOUT_S
+        *(("localhost", 80) if isinstance(address, UnixAddress) else (address.host, address.port)),
+        timeout=TIMEOUT_S,
     )
     try:
         if isinstance(address, UnixAddress):
@@ -97,7 +98,9 @@ def ask(control: str, pairs: list[tuple[str, str]]) -> list[dict[str, Any]]:
         response = connection.getresponse()
         answer = json.loads(response.read())
     except (OSError, http.client.HTTPException, json.JSONDecodeError) as error:
-        raise AdcoreError(f"no explanation from {control} ({error}); is it the --control address of a server?") from None
+        raise AdcoreError(
+            f"no explanation from {control} ({error}); is it the --control address of a server?"
+        ) from None
     finally:
         connection.close()
     if response.status == 400:
@@ -133,7 +136,7 @@ def as_text(explanation: dict[str, Any]) -> str:
     width = max((len(candidate["campaign"]) for candidate in candidates), default=0)
     for candidate in candidates:
         chance = candidate.get("chance", 0)
-        shown = f"{chance:7.2%}" if chance else "      –"
+        shown = f"{chance:7.2%}" if chance else "      -"
         why = ", ".join(candidate.get("reasons", ())) or ", ".join(
             f"{creative} {share:.2%}" for creative, share in candidate["creatives"].items()
         )

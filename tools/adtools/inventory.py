@@ -68,20 +68,14 @@ examples:
 
 
 def add_parser(subparsers: Any) -> None:
-    apply = _add(
-        subparsers, "apply", "check an inventory file and put it into the store", APPLY_EPILOG, run_apply
-    )
+    apply = _add(subparsers, "apply", "check an inventory file and put it into the store", APPLY_EPILOG, run_apply)
     apply.add_argument("file", metavar="FILE", help="the inventory as JSON; - is standard input")
     apply.add_argument("--keep", action="store_true", help="leave rows alone that the file does not have")
     apply.add_argument("--dry-run", action="store_true", help="say what would change, and change nothing")
     apply.add_argument("--json", action="store_true", help="print the outcome as JSON, for programs")
     _add(subparsers, "export", "print the inventory of the store as JSON", EXPORT_EPILOG, run_export)
-    migrate = _add(
-        subparsers, "migrate", "create or update the tables of the store", MIGRATE_EPILOG, run_migrate
-    )
-    migrate.add_argument(
-        "--json", action="store_true", help="print the migrations applied as JSON, for programs"
-    )
+    migrate = _add(subparsers, "migrate", "create or update the tables of the store", MIGRATE_EPILOG, run_migrate)
+    migrate.add_argument("--json", action="store_true", help="print the migrations applied as JSON, for programs")
 
 
 def _add(subparsers: Any, name: str, text: str, epilog: str, run: Any) -> argparse.ArgumentParser:
@@ -196,9 +190,7 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     for name, value in pairs:
         if name in found:
             # JSON lets the last one win in silence, which is never what was meant.
-            raise ValueError(
-                f'"{name[:64]}" stands twice in one object, the second time with {str(value)[:64]!r}'
-            )
+            raise ValueError(f'"{name[:64]}" stands twice in one object, the second time with {str(value)[:64]!r}')
         found[name] = value
     return found
 
@@ -258,8 +250,7 @@ def merge(document: object, stored: dict[str, Any]) -> object:
 def in_order_of(stored: dict[str, Any], inventory: Inventory) -> Inventory:
     """An inventory in the order that the store has, new rows last."""
     placements, campaigns = (
-        {row.get("id"): position for position, row in enumerate(stored[name])}
-        for name in ("placements", "campaigns")
+        {row.get("id"): position for position, row in enumerate(stored[name])} for name in ("placements", "campaigns")
     )
     return Inventory(
         tuple(sorted(inventory.placements, key=lambda row: placements.get(row.id, len(placements)))),

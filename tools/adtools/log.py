@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+import zlib
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime
@@ -57,8 +58,8 @@ def run(args: argparse.Namespace) -> int:
         # Whoever read us has seen enough. Python would complain again while it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as error:
-        print(f"adctl log cat: {name}: {error.strerror or error}", file=sys.stderr)
+    except (OSError, EOFError, zlib.error) as error:
+        print(f"adctl log cat: {name}: {getattr(error, 'strerror', None) or error}", file=sys.stderr)
         return 2
     return 1 if damaged else 0
 
@@ -88,7 +89,9 @@ def as_text(record: AnyRecord) -> str:
         case View() | Click():
             what = f"{record.campaign}/{record.creative}"
     who = " ".join(filter(None, (record.device, record.os, record.country, record.ip)))
-    return f"{time}  {type_of(record):<10}  {record.id}  {record.placement:<12}  {what}  [{who}{' ivt' if record.ivt else ''}]"
+    if record.ivt:
+        who += " ivt"
+    return f"{time}  {type_of(record):<10}  {record.id}  {record.placement:<12}  {what}  [{who}]"
 
 
 def _open(name: str) -> BinaryIO:
