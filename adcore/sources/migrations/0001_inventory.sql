@@ -54,8 +54,8 @@ CREATE TABLE creatives (
     weight INTEGER NOT NULL DEFAULT 1,
     image_url TEXT NULL,
     alt TEXT NULL,
-    html /*! MEDIUM */TEXT NULL,
-    data /*! MEDIUM */TEXT NULL,
+    html MEDIUMTEXT NULL,
+    data MEDIUMTEXT NULL,
     landing_url TEXT NULL,
     FOREIGN KEY (campaign) REFERENCES campaigns (id)
 ) /*! ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 COLLATE=utf8mb4_bin */;

@@ -1,0 +1,183 @@
+"""Real MariaDB, memcached and nginx, each started for a test on a private unix socket in a temporary folder.
+
+A program that is missing fails the test that needs it, with the package to install.
+"""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.process import PATIENCE_S, wait_for
+
+SEARCH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
+
+
+def program(name: str, package: str) -> str:
+    found = shutil.which(name, path=SEARCH)
+    assert found is not None, f"{name} is not installed: apt install {package} (tools/test does)"
+    return found
+
+
+def answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+        return True
+
+
+class Service:
+    """A daemon on the unix socket `path`. It can be killed, stopped, continued and started again."""
+
+    def __init__(self, command: list[str], path: Path, errors: Path) -> None:
+        self.command = command
+        self.path = path
+        self.errors = errors
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        with self.errors.open("ab") as errors:
+            self.process = subprocess.Popen(self.command, stdin=subprocess.DEVNULL, stdout=errors, stderr=errors)
+        wait_for(lambda: self._is_up(), lambda: f"{self.command[0]} does not start:\n{self.errors.read_text()}")
+
+    def _is_up(self) -> bool:
+        assert self.process is not None
+        assert self.process.poll() is None, self.errors.read_text()
+        return answers(self.path)
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    def kill(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.kill()
+            self.process.wait(PATIENCE_S)
+        self.path.unlink(missing_ok=True)
+
+
+class MariaDB(Service):
+    """`url(database)` is a source URL; every database is the caller's to create."""
+
+    def url(self, database: str) -> str:
+        return f"mysql://root@/{database}?unix_socket={self.path}"
+
+    def create(self, database: str) -> str:
+        self.sql(f"DROP DATABASE IF EXISTS {database}; CREATE DATABASE {database}")
+        return self.url(database)
+
+    def sql(self, statements: str, database: str = "") -> None:
+        subprocess.run(
+            [program("mariadb", "mariadb-client"), "--no-defaults", f"--socket={self.path}", "-uroot", database],
+            input=statements.encode(),
+            check=True,
+            timeout=60,
+        )
+
+
+@contextmanager
+def mariadb(folder: Path) -> Iterator[MariaDB]:
+    """A MariaDB with a new, empty data directory, and all rights for root over the socket."""
+    data = folder / "data"
+    user = [] if os.getuid() else ["--user=root"]
+    subprocess.run(
+        [
+            program("mariadb-install-db", "mariadb-server"),
+            "--no-defaults",
+            f"--datadir={data}",
+            "--auth-root-authentication-method=normal",
+            "--skip-test-db",
+            *user,
+        ],
+        check=True,
+        capture_output=True,
+        timeout=120,
+    )
+    path = folder / "mariadb.sock"
+    command = [
+        program("mariadbd", "mariadb-server"),
+        "--no-defaults",
+        f"--datadir={data}",
+        f"--socket={path}",
+        f"--pid-file={folder}/mariadb.pid",
+        "--skip-networking",
+        # Nothing here must survive a power cut.
+        "--innodb-flush-log-at-trx-commit=0",
+        "--innodb-buffer-pool-size=32M",
+        *user,
+    ]
+    service = MariaDB(command, path, folder / "mariadb.err")
+    try:
+        service.start()
+        yield service
+    finally:
+        service.kill()
+
+
+@contextmanager
+def memcached(folder: Path) -> Iterator[Service]:
+    path = folder / "memcached.sock"
+    user = [] if os.getuid() else ["-u", "root"]
+    service = Service(
+        [program("memcached", "memcached"), "-s", str(path), "-m", "64", *user], path, folder / "memcached.err"
+    )
+    try:
+        service.start()
+        yield service
+    finally:
+        service.kill()
+
+
+NGINX_CONF = """\
+daemon off;
+master_process off;
+pid {folder}/nginx.pid;
+error_log {folder}/nginx.err;
+events {{ worker_connections 512; }}
+http {{
+    access_log off;
+    client_body_temp_path {folder}/body;
+    proxy_temp_path {folder}/proxy;
+    fastcgi_temp_path {folder}/fastcgi;
+    uwsgi_temp_path {folder}/uwsgi;
+    scgi_temp_path {folder}/scgi;
+    upstream adcore {{ server unix:{upstream}; keepalive 32; }}
+    server {{
+        listen unix:{path};
+        location /v1/ {{
+            proxy_pass http://adcore;
+            proxy_http_version 1.1;
+            proxy_set_header Connection "";
+            proxy_set_header Host $host;
+            proxy_set_header X-Real-IP $remote_addr;
+            proxy_set_header X-Forwarded-For "";
+            proxy_set_header X-Country "JP";
+        }}
+    }}
+}}
+"""
+
+
+@contextmanager
+def nginx(folder: Path, upstream: Path) -> Iterator[Service]:
+    """nginx in front of the unix socket `upstream`, as README.rst says to set it up, on a unix socket of its own."""
+    folder.mkdir(exist_ok=True)
+    path = folder / "nginx.sock"
+    conf = folder / "nginx.conf"
+    conf.write_text(NGINX_CONF.format(folder=folder, path=path, upstream=upstream))
+    service = Service(
+        [program("nginx", "nginx"), "-c", str(conf), "-p", str(folder), "-e", f"{folder}/start.err"],
+        path,
+        folder / "nginx.out",
+    )
+    try:
+        service.start()
+        yield service
+    finally:
+        service.kill()
