@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 # A folded history of this many entries fills 2 KiB of a cookie, a quarter of nginx's default header buffer.
 ENTRIES_MAX = 128
-# Entries of one campaign closer together than this part of its window are merged when a history is folded.
+# A window is folded into this many entries of a campaign, and one more at its edges.
 GRANULARITY = 8
 
 
@@ -50,24 +50,22 @@ def capped(history: Iterable[Seen], caps: Caps, now: float) -> frozenset[str]:
 def fold(history: Iterable[Seen], caps: Caps, now: float) -> History:
     """The same history in fewer entries: without what no cap asks about, neighbours merged, bounded.
 
-    Merged entries take the later time, so a cap may hold up to an eighth of its window longer, never shorter. Past the
+    A campaign's entries within the same eighth of its window, counted from the epoch, become one with the latest time.
+    So a cap may hold up to an eighth of its window longer, never shorter, and folding again changes nothing. Past the
     bound the oldest entries are forgotten.
     """
-    folded: list[Seen] = []
-    groups: dict[int, tuple[int, int]] = {}
-    """By campaign: the position of its newest entry in `folded`, and when that entry's stretch began."""
-    for key, time, count in sorted(history, key=lambda seen: seen.time):
+    merged: dict[tuple[int, int], Seen] = {}
+    for key, time, count in history:
         cap = caps.get(key)
         if cap is None or time <= now - cap.seconds:
             continue
-        at, began = groups.get(key, (-1, 0))
-        if at >= 0 and time - began <= cap.seconds // GRANULARITY:
-            folded[at] = Seen(key, time, folded[at].impressions + count)
+        stretch = (key, time // max(cap.seconds // GRANULARITY, 1))
+        before = merged.get(stretch)
+        if before is not None:
+            merged[stretch] = Seen(key, max(time, before.time), before.impressions + count)
         else:
-            groups[key] = len(folded), time
-            folded.append(Seen(key, time, count))
-    folded.sort(key=lambda seen: seen.time)
-    return tuple(folded[-ENTRIES_MAX:])
+            merged[stretch] = Seen(key, time, count)
+    return tuple(sorted(merged.values(), key=lambda seen: seen.time)[-ENTRIES_MAX:])
 
 
 class FrequencyMemory:
