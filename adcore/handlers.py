@@ -20,6 +20,7 @@ from adcore.core.calendar import Calendar, Moment
 from adcore.core.decision import NOBODY, NoAd, decide
 from adcore.core.facts import Facts, parse_accept_language, parse_country, parse_user_agent, truncate_ip
 from adcore.core.frequency import FrequencyMemory, History, Seen, campaign_key, capped
+from adcore.core.inventory import Campaign, Creative
 from adcore.core.once import OncePerWindow
 from adcore.core.reason import Reason
 from adcore.core.targeting import Dropped
@@ -35,6 +36,8 @@ from adcore.tokens import FrequencyCookies, KeyRing, Token, TokenError, Tokens
 NO_STORE = ("Cache-Control", "no-store")
 NOSNIFF = ("X-Content-Type-Options", "nosniff")
 ME = Visitor()
+# Creatives that left the table while this process ran, kept for the clicks on pages that still show them.
+DEPARTED_MAX = 10_000
 
 
 class Statistics:
@@ -81,7 +84,7 @@ class Statistics:
 class State:
     """What a process knows besides its configuration, and keeps when that is reloaded."""
 
-    __slots__ = ("clicks", "counters", "memory", "statistics", "table", "views")
+    __slots__ = ("_departed", "clicks", "counters", "memory", "statistics", "table", "views")
 
     def __init__(self, counters: Counters, click_window_s: float) -> None:
         self.table: AdTable | None = None
@@ -90,6 +93,22 @@ class State:
         self.clicks = OncePerWindow(click_window_s)
         self.views = OncePerWindow(click_window_s)
         self.statistics = Statistics()
+        self._departed: dict[str, tuple[Campaign, Creative]] = {}
+
+    def use(self, table: AdTable, moment: Moment) -> None:
+        """Decide on this table from now on."""
+        if self.table is not None:
+            for creative_id in self.table.creatives.keys() - table.creatives.keys():
+                self._departed[creative_id] = self.table.creatives[creative_id]
+            for creative_id in list(self._departed)[:-DEPARTED_MAX]:
+                del self._departed[creative_id]
+        self.counters.use(table, moment)
+        self.table = table
+
+    def creative(self, creative_id: str) -> tuple[Campaign, Creative] | None:
+        """The campaign and creative of a token; also of an ad that left the table after it was shown."""
+        assert self.table is not None
+        return self.table.creatives.get(creative_id) or self._departed.get(creative_id)
 
 
 class Filled(NamedTuple):
@@ -237,7 +256,7 @@ class Handlers:
         if isinstance(token, Response):
             return token
         table = self.state.table
-        known = table.creatives.get(token.creative) if table is not None else None
+        known = self.state.creative(token.creative) if table is not None else None
         if table is None or known is None:
             return _error(404, "this ad is no longer known here")
         campaign, creative = known
@@ -260,7 +279,7 @@ class Handlers:
         if isinstance(token, Response):
             return token
         table = self.state.table
-        known = table.creatives.get(token.creative) if table is not None else None
+        known = self.state.creative(token.creative) if table is not None else None
         if table is None or known is None:
             return _error(404, "this ad is no longer known here")
         now = self.clock()

@@ -94,8 +94,7 @@ def install_sample_inventory(source: str) -> bool:
     """Put the sample inventory into the default store when that is new; whether it was."""
     store = open_store(source)
     try:
-        store.migrate()
-        if store.revision().number:
+        if not store.migrate():
             return False
         sample = resources.files("adcore").joinpath("sample_inventory.json").read_bytes()
         store.apply(parse_inventory(msgspec.json.decode(sample)))
@@ -218,8 +217,7 @@ class Server:
         )
 
     def _use_table(self, table: AdTable) -> None:
-        self.state.counters.use(table, self.calendar.moment(time.time()))
-        self.state.table = table
+        self.state.use(table, self.calendar.moment(time.time()))
         for problem in table.rejected:
             log.warning("a bad row is left out: %s", problem)
 

@@ -308,6 +308,32 @@ def test_clicks_on_an_ad_that_was_paused_meanwhile_still_arrive(tmp_path: Path) 
         server.stop()
 
 
+def test_clicks_on_an_ad_that_was_removed_meanwhile_still_arrive(tmp_path: Path) -> None:
+    source = store(tmp_path, campaign("a"), campaign("b", priority="house"))
+    with serving(tmp_path / "state", "--source", source, "--refresh", "0.5") as server:
+        decision = server.ask("/v1/decision?placement=side").json()
+        apply(source, campaign("b", priority="house"))
+        wait_for(lambda: server.ask("/v1/decision?placement=side").json()["campaign"] == "b")
+        assert server.ask(decision["click_url"]).headers["Location"].startswith("https://shop.example.net/")
+        assert server.ask(decision["view_url"]).status == 204
+        server.stop()
+
+
+def test_a_table_that_lost_most_of_its_creatives_must_repeat_or_be_confirmed(tmp_path: Path) -> None:
+    import sqlite3
+
+    source = store(tmp_path, campaign("a"), campaign("b"), campaign("c"), campaign("d", priority="house"))
+    with serving(tmp_path / "state", "--source", source, "--refresh", "1") as server:
+        with sqlite3.connect(tmp_path / "ads.db") as by_hand:
+            by_hand.execute("DELETE FROM creatives WHERE id IN ('a-1', 'b-1', 'c-1')")
+        by_hand.close()
+        wait_for(lambda: server.status()["refresh"]["refused"])
+        assert server.status()["table"]["creatives"] == 4
+        wait_for(lambda: server.status()["table"]["creatives"] == 1)
+        assert server.status()["refresh"]["refused"] is None
+        server.stop()
+
+
 def test_a_change_is_served_and_a_bad_row_is_named(tmp_path: Path) -> None:
     import sqlite3
 
