@@ -1,0 +1,173 @@
+import gzip
+import io
+import json
+import random
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from adcore.deliverylog import reader
+from adcore.deliverylog.reader import Damage, open_log, read_records
+from adcore.deliverylog.record import (
+    ENCODERS,
+    AnyRecord,
+    Click,
+    Impression,
+    RecordError,
+    Unfilled,
+    View,
+    decode_json,
+    decode_payload,
+    encode_json,
+    to_object,
+)
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+EVENT = {
+    "time": st.floats(0, 1e10),
+    "id": TEXTS,
+    "placement": TEXTS,
+    "revision": st.integers(0, 2**53),
+    "host": TEXTS,
+    "device": TEXTS,
+    "os": TEXTS,
+    "country": TEXTS,
+    "ivt": st.booleans(),
+    "ip": TEXTS,
+}
+FACTS = {
+    "languages": st.lists(TEXTS, max_size=3).map(tuple),
+    "keywords": st.lists(TEXTS, max_size=3).map(tuple),
+    "key_values": st.lists(st.tuples(TEXTS, TEXTS), max_size=3).map(tuple),
+    "hour": st.integers(0, 23),
+    "weekday": st.integers(0, 6),
+    "user": TEXTS,
+    "excluded": st.dictionaries(TEXTS, TEXTS, max_size=3),
+}
+RECORDS: st.SearchStrategy[AnyRecord] = st.one_of(
+    st.builds(Click, campaign=TEXTS, creative=TEXTS, **EVENT),
+    st.builds(View, campaign=TEXTS, creative=TEXTS, **EVENT),
+    st.builds(Impression, campaign=TEXTS, creative=TEXTS, chance=st.floats(0, 1), **EVENT, **FACTS),
+    st.builds(Unfilled, reason=TEXTS, reasons=st.dictionaries(TEXTS, st.integers(0, 99)), **EVENT, **FACTS),
+)
+FORMATS = st.sampled_from(sorted(ENCODERS))
+
+
+def read(data: bytes) -> list[AnyRecord | Damage]:
+    return list(read_records(io.BytesIO(data)))
+
+
+@given(st.lists(st.tuples(RECORDS, FORMATS), max_size=8))
+def test_what_was_written_is_read_again(records: list[tuple[AnyRecord, str]]) -> None:
+    assert read(b"".join(ENCODERS[form](record) for record, form in records)) == [record for record, _ in records]
+
+
+@given(RECORDS)
+def test_a_json_record_is_one_line_with_its_version_and_type(record: AnyRecord) -> None:
+    line = encode_json(record)
+    assert line.count(b"\n") == 1
+    assert line.endswith(b"}\n")
+    fields = json.loads(line)
+    assert fields["v"] == 1
+    assert fields["type"] in ("impression", "unfilled", "view", "click")
+    assert list(to_object(record))[:2] == ["v", "type"]
+
+
+@settings(max_examples=300)
+@given(st.lists(RECORDS, min_size=1, max_size=4), FORMATS, st.binary(max_size=60), st.data())
+def test_records_around_damage_are_not_lost(
+    records: list[AnyRecord], form: str, junk: bytes, data: st.DataObject
+) -> None:
+    encoded = [ENCODERS[form](record) for record in records]
+    at = data.draw(st.integers(0, len(encoded)))
+    if form == "json":
+        # What tears a line is ended by the writer, so the next record starts a line of its own.
+        junk += b"\n"
+    found = read(b"".join(encoded[:at]) + junk + b"".join(encoded[at:]))
+    assert [item for item in found if not isinstance(item, Damage)] == records
+
+
+@settings(max_examples=300)
+@given(st.binary(max_size=400))
+def test_no_bytes_make_the_reader_fail(data: bytes) -> None:
+    found = read(data)
+    assert all(isinstance(item, Damage) for item in found)
+    assert sum(item.length for item in found if isinstance(item, Damage)) <= len(data)
+
+
+def sample(number: int) -> Click:
+    return Click(
+        time=1.5,
+        id=f"{number:032x}",
+        placement="top",
+        revision=1,
+        host="h",
+        device="mobile",
+        os="ios",
+        country="JP",
+        ivt=False,
+        ip="192.0.2.0",
+        campaign="c",
+        creative="c-1",
+    )
+
+
+@pytest.mark.parametrize("form", sorted(ENCODERS))
+def test_a_tail_torn_at_any_byte_is_reported_with_its_place(form: str) -> None:
+    whole = ENCODERS[form](sample(1))
+    for length in range(1, len(whole)):
+        found = read(whole + whole[:length])
+        assert found == [sample(1), Damage(len(whole), length, "a torn record")], length
+
+
+@pytest.mark.parametrize("form", sorted(ENCODERS))
+def test_any_byte_changed_in_the_middle_costs_one_record_at_most(form: str) -> None:
+    parts = [ENCODERS[form](sample(n)) for n in range(3)]
+    data = b"".join(parts)
+    rng = random.Random(7)
+    for at in range(len(parts[0]), len(parts[0]) + len(parts[1]) - 1):
+        changed = data[:at] + bytes([data[at] ^ (1 << rng.randrange(8))]) + data[at + 1 :]
+        kept = [item for item in read(changed) if not isinstance(item, Damage)]
+        assert sample(0) in kept
+        assert sample(2) in kept
+        if form == "msgpack":
+            assert kept == [sample(0), sample(2)]
+
+
+def test_records_are_found_across_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    records = [sample(n) for n in range(20)]
+    data = b"".join(ENCODERS["msgpack" if n % 2 else "json"](record) for n, record in enumerate(records))
+    for size in (1, 2, 3, 7, 100, 1000):
+        monkeypatch.setattr(reader, "READ_BYTES", size)
+        assert read(data) == records
+
+
+def test_a_compressed_log_is_read_too(tmp_path: Path) -> None:
+    path = tmp_path / "delivery.log.1.gz"
+    path.write_bytes(gzip.compress(ENCODERS["msgpack"](sample(1))))
+    with open_log(path) as file:
+        assert list(read_records(file)) == [sample(1)]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b'{"v": 2, "type": "click"}', "missing"),
+        (encode_json(sample(1)).replace(b'"v":1', b'"v":2'), "version 2"),
+        (b'{"v": 1, "type": "sale"}', "sale"),
+        (b"[]", "object"),
+        (b"{", "truncated"),
+    ],
+)
+def test_what_is_no_record_is_named(line: bytes, message: str) -> None:
+    with pytest.raises(RecordError, match=message):
+        decode_json(line)
+    with pytest.raises(RecordError):
+        decode_payload(line)
+
+
+def test_fields_of_a_later_adcore_are_passed_over() -> None:
+    line = encode_json(sample(1)).replace(b'"v":1', b'"v":1,"later":[1]')
+    assert decode_json(line) == sample(1)

@@ -1,0 +1,347 @@
+"""The writer against files, and against every fault that a disk can have."""
+
+import asyncio
+import errno
+import os
+from collections import Counter
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adcore.deliverylog.queue import RecordQueue
+from adcore.deliverylog.reader import Damage, read_records
+from adcore.deliverylog.record import ENCODERS, AnyRecord, Click, View
+from adcore.deliverylog.writer import LogWriter
+from adcore.errors import StartError
+
+FORMATS = ("json", "msgpack")
+
+
+def record(number: int, kind: type[Click] | type[View] = Click) -> Click | View:
+    return kind(
+        time=float(number),
+        id=f"{number:032x}",
+        placement="top",
+        revision=1,
+        host="h",
+        device="mobile",
+        os="ios",
+        country="JP",
+        ivt=False,
+        ip="192.0.2.0",
+        campaign="c",
+        creative="c-1",
+    )
+
+
+def read(*paths: Path) -> list[AnyRecord | Damage]:
+    found: list[AnyRecord | Damage] = []
+    for path in paths:
+        with path.open("rb") as file:
+            found += read_records(file)
+    return found
+
+
+def run(main: Coroutine[Any, Any, None]) -> None:
+    with asyncio.Runner() as runner:
+        runner.run(main)
+
+
+class Running:
+    """A writer and its task; the block's end closes it."""
+
+    def __init__(self, path: Path, form: str, bytes_max: int = 1 << 20, **faults: Any) -> None:
+        self.queue = RecordQueue(bytes_max, ENCODERS[form])
+        self.writer = LogWriter(self.queue, path, **faults)
+        self.close_timeout_s = 20.0
+
+    async def __aenter__(self) -> "Running":
+        self.writer.open()
+        self.task = asyncio.get_running_loop().create_task(self.writer.run())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.writer.close(self.task, self.close_timeout_s)
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(20):
+            while not condition():
+                await asyncio.sleep(0.001)
+
+    async def drained(self) -> None:
+        await self.until(lambda: self.queue.bytes == 0)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_every_record_is_written_in_order(tmp_path: Path, form: str) -> None:
+    path = tmp_path / "log"
+    records = [record(n, Click if n % 3 else View) for n in range(5000)]
+
+    async def main() -> None:
+        async with Running(path, form, bytes_max=8 << 20) as log:
+            for number, one in enumerate(records):
+                assert log.queue.put(one)
+                if number % 700 == 0:
+                    await asyncio.sleep(0)
+        assert log.writer.written == Counter(click=3333, view=1667)
+        assert log.writer.bytes_written == path.stat().st_size
+        assert log.queue.bytes == 0
+
+    run(main())
+    assert read(path) == records
+
+
+class Faulty:
+    """os.write that fails at its n-th call, or writes only some bytes of it."""
+
+    def __init__(self, nth: int, fault: int | str) -> None:
+        self.nth = nth
+        self.fault = fault
+        self.calls = 0
+
+    def __call__(self, fd: int, data: bytes) -> int:
+        self.calls += 1
+        if self.calls == self.nth:
+            if isinstance(self.fault, int):
+                raise OSError(self.fault, os.strerror(self.fault))
+            return os.write(fd, data[: len(data) // 3])
+        return os.write(fd, data)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("fault", [errno.ENOSPC, errno.EIO, "short"])
+@pytest.mark.parametrize("nth", range(1, 6))
+def test_a_fault_at_the_nth_write_loses_and_doubles_nothing(
+    tmp_path: Path, form: str, fault: int | str, nth: int
+) -> None:
+    path = tmp_path / "log"
+    records = [record(n) for n in range(40)]
+    write = Faulty(nth, fault)
+
+    async def main() -> None:
+        async with Running(path, form, write=write) as log:
+            for start in range(0, 40, 8):
+                for one in records[start : start + 8]:
+                    log.queue.put(one)
+                await log.drained()
+        assert write.calls > 5
+        assert log.writer.write_errors == (0 if fault == "short" else 1)
+        assert not log.queue.dropped
+
+    run(main())
+    assert read(path) == records
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_write_may_stop_at_any_byte(tmp_path: Path, form: str) -> None:
+    records = [record(n) for n in range(3)]
+    size = sum(len(ENCODERS[form](one)) for one in records)
+
+    async def main(stop: int) -> None:
+        first = [stop]
+
+        def write(fd: int, data: bytes) -> int:
+            return os.write(fd, data[: first.pop()]) if first else os.write(fd, data)
+
+        async with Running(tmp_path / str(stop), form, write=write) as log:
+            for one in records:
+                log.queue.put(one)
+
+    for stop in range(1, size):
+        run(main(stop))
+        assert read(tmp_path / str(stop)) == records
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_what_does_not_fit_is_dropped_and_counted_exactly(tmp_path: Path, form: str) -> None:
+    path = tmp_path / "log"
+    full = [True]
+
+    def write(fd: int, data: bytes) -> int:
+        if full:
+            raise OSError(errno.ENOSPC, "full")
+        return os.write(fd, data)
+
+    async def main() -> None:
+        async with Running(path, form, bytes_max=4096, write=write) as log:
+            taken = []
+            for n in range(100):
+                one = record(n, View if n % 4 == 0 else Click)
+                if log.queue.put(one):
+                    taken.append(one)
+                await asyncio.sleep(0)
+            await log.until(lambda: log.writer.write_errors > 0)
+            assert log.queue.bytes <= 4096
+            full.clear()
+        assert read(path) == taken
+        kinds = Counter("view" if n % 4 == 0 else "click" for n in range(100))
+        assert log.writer.written + log.queue.dropped == kinds
+        assert log.queue.accepted == log.writer.written
+        statistics = log.writer.statistics()
+        assert statistics["dropped"] == dict(log.queue.dropped)
+        assert sum(log.queue.dropped.values()) == 100 - len(taken) > 0
+
+    run(main())
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_every_record_is_in_one_file_across_reopenings(tmp_path: Path, form: str) -> None:
+    path = tmp_path / "log"
+    records = [record(n) for n in range(2000)]
+    files = []
+
+    async def main() -> None:
+        async with Running(path, form) as log:
+            for number, one in enumerate(records):
+                log.queue.put(one)
+                if number % 250 == 249:
+                    files.append(path.rename(tmp_path / f"log.{number}"))
+                    reopens = log.writer.reopens
+                    log.writer.reopen()
+                    log.writer.reopen()
+                    if number % 500 == 249:
+                        await log.until(lambda n=reopens: log.writer.reopens > n)  # type: ignore[misc]
+                await asyncio.sleep(0)
+                if not path.exists():
+                    await log.until(path.exists)
+        assert log.writer.reopen_failures == 0
+
+    run(main())
+    assert read(*files, path) == records
+
+
+def test_what_waits_at_a_reopening_goes_to_the_old_file(tmp_path: Path) -> None:
+    path, old = tmp_path / "log", tmp_path / "old"
+
+    async def main() -> None:
+        async with Running(path, "json") as log:
+            log.queue.put(record(1))
+            path.rename(old)
+            log.writer.reopen()
+            await log.until(lambda: log.writer.reopens == 1)
+            log.queue.put(record(2))
+
+    run(main())
+    assert (read(old), read(path)) == ([record(1)], [record(2)])
+
+
+def test_an_open_that_fails_keeps_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "logs" / "log"
+    path.parent.mkdir()
+    gone = tmp_path / "gone"
+
+    async def main() -> None:
+        async with Running(path, "json") as log:
+            path.parent.rename(gone)
+            log.writer.reopen()
+            await log.until(lambda: log.writer.reopen_failures == 1)
+            log.queue.put(record(1))
+            await log.drained()
+            assert log.writer.last_error == "No such file or directory"
+
+    run(main())
+    assert read(gone / "log") == [record(1)]
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_record_torn_by_a_full_disk_is_whole_in_the_next_file(tmp_path: Path, form: str) -> None:
+    path, old = tmp_path / "log", tmp_path / "old"
+    state = ["first"]
+
+    def write(fd: int, data: bytes) -> int:
+        if state == ["first"]:
+            state[0] = "full"
+            return os.write(fd, data[: len(data) // 2])
+        if state == ["full"]:
+            raise OSError(errno.ENOSPC, "full")
+        return os.write(fd, data)
+
+    records = [record(n) for n in range(5)]
+
+    async def main() -> None:
+        async with Running(path, form, write=write) as log:
+            for one in records:
+                log.queue.put(one)
+            await log.until(lambda: log.writer.write_errors > 0)
+            path.rename(old)
+            log.writer.reopen()
+            await log.until(lambda: log.writer.reopens == 1)
+            state[0] = "good"
+        assert log.writer.written == Counter(click=5)
+        assert log.queue.bytes == 0
+
+    run(main())
+    found = read(old, path)
+    assert [item for item in found if not isinstance(item, Damage)] == records
+    assert [item.reason for item in found if isinstance(item, Damage)] == ["a torn record"]
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_what_cannot_be_written_by_the_end_is_counted(tmp_path: Path, form: str) -> None:
+    def write(fd: int, data: bytes) -> int:
+        raise OSError(errno.EIO, "broken")
+
+    async def main() -> None:
+        log = Running(tmp_path / "log", form, write=write)
+        log.close_timeout_s = 0.05
+        async with log:
+            for n in range(7):
+                log.queue.put(record(n))
+            await log.until(lambda: log.writer.write_errors > 0)
+            for n in range(7, 10):
+                log.queue.put(record(n))
+        assert log.queue.dropped == Counter(click=10)
+        assert not log.writer.written
+        assert log.queue.bytes == 0
+
+    run(main())
+
+
+def test_a_hung_disk_does_not_hold_up_the_exit(tmp_path: Path) -> None:
+    import threading
+
+    go_on = threading.Event()
+
+    def write(fd: int, data: bytes) -> int:
+        go_on.wait(20)
+        return os.write(fd, data)
+
+    async def main() -> None:
+        log = Running(tmp_path / "log", "json", write=write)
+        log.close_timeout_s = 0.05
+        async with log:
+            log.queue.put(record(1))
+            await asyncio.sleep(0)
+        go_on.set()
+
+    run(main())
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_log_with_a_torn_tail_is_continued(tmp_path: Path, form: str) -> None:
+    path = tmp_path / "log"
+    whole = ENCODERS[form](record(1))
+
+    async def main() -> None:
+        async with Running(path, form) as log:
+            log.queue.put(record(2))
+
+    # A line that lacks only its end is a whole record, once the writer has ended it.
+    for length in range(1, len(whole) - 1):
+        path.write_bytes(whole + whole[:length])
+        run(main())
+        found = read(path)
+        assert [item for item in found if not isinstance(item, Damage)] == [record(1), record(2)], length
+        assert sum(isinstance(item, Damage) for item in found) == 1
+
+
+def test_a_log_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
+    queue = RecordQueue(1000, ENCODERS["json"])
+    with pytest.raises(StartError, match=r"nowhere/log: No such file or directory; create its directory"):
+        asyncio.run(_open(LogWriter(queue, tmp_path / "nowhere" / "log")))
+
+
+async def _open(writer: LogWriter) -> None:
+    writer.open()

@@ -1,0 +1,82 @@
+import gzip
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from adcore.deliverylog.record import ENCODERS, Click
+from tests.process import adctl, environment
+
+RECORD = Click(
+    time=1_800_000_000.5,
+    id="0123456789abcdef" * 2,
+    placement="top",
+    revision=1,
+    host="h",
+    device="mobile",
+    os="ios",
+    country="JP",
+    ivt=True,
+    ip="192.0.2.0",
+    campaign="spring",
+    creative="spring-1",
+)
+
+
+@pytest.mark.parametrize("form", sorted(ENCODERS))
+def test_log_cat_prints_either_form(tmp_path: Path, form: str) -> None:
+    path, packed = tmp_path / "delivery.log", tmp_path / "delivery.log.1.gz"
+    path.write_bytes(ENCODERS[form](RECORD) * 2)
+    packed.write_bytes(gzip.compress(ENCODERS[form](RECORD)))
+    shown = adctl("log", "cat", str(packed), str(path))
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert shown.stdout == (
+        "2027-01-15T08:00:00.500+00:00  click       0123456789abcdef0123456789abcdef  top           "
+        "spring/spring-1  [mobile ios JP 192.0.2.0 ivt]\n" * 3
+    )
+    as_json = adctl("log", "cat", "--json", str(path))
+    assert [json.loads(line)["id"] for line in as_json.stdout.splitlines()] == [RECORD.id] * 2
+
+
+def test_log_cat_says_where_a_log_is_damaged_and_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "delivery.log"
+    whole = ENCODERS["msgpack"](RECORD)
+    path.write_bytes(whole + whole[:50] + whole + whole[:7])
+    shown = adctl("log", "cat", "--json", str(path))
+    assert shown.returncode == 1
+    assert len(shown.stdout.splitlines()) == 2
+    assert shown.stderr.splitlines() == [
+        f"adctl log cat: {path}: 50 bytes at {len(whole)} are no record: a record whose checksum does not hold",
+        f"adctl log cat: {path}: 7 bytes at {2 * len(whole) + 50} are no record: a torn record",
+    ]
+
+
+def test_log_cat_names_a_file_that_it_cannot_read(tmp_path: Path) -> None:
+    missing = adctl("log", "cat", str(tmp_path / "nothing"))
+    assert missing.returncode == 2
+    assert "nothing: No such file or directory" in missing.stderr
+    torn = tmp_path / "torn.gz"
+    torn.write_bytes(gzip.compress(ENCODERS["json"](RECORD) * 100)[:-20])
+    assert adctl("log", "cat", str(torn)).returncode == 2
+
+
+def test_log_cat_reads_standard_input_and_ends_quietly_when_nobody_reads(tmp_path: Path) -> None:
+    path = tmp_path / "delivery.log"
+    path.write_bytes(ENCODERS["msgpack"](RECORD) * 20_000)
+    with path.open("rb") as file:
+        cat = subprocess.Popen(
+            [sys.executable, "-m", "adtools", "log", "cat", "-"],
+            stdin=file,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment(),
+        )
+        assert cat.stdout is not None
+        assert cat.stderr is not None
+        assert b"spring-1" in cat.stdout.readline()
+        cat.stdout.close()
+        assert cat.stderr.read() == b""
+        cat.stderr.close()
+        assert cat.wait(20) == 0
