@@ -30,8 +30,8 @@ IMPURE = {
 MAY_IMPORT = {
     "adcore.core": set[str](),
     "adcore.http1": set[str](),
-    "adcore.sources": {"adcore.core"},
-    "adcore.deliverylog": {"adcore.core"},
+    "adcore.sources": {"adcore.core", "adcore.background"},
+    "adcore.deliverylog": {"adcore.core", "adcore.background"},
     # A handler cannot be written without the two nouns that it turns into each other.
     "adcore.control": {"adcore.core", "adcore.http1.request", "adcore.http1.response"},
 }

@@ -14,9 +14,9 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from adcore.background import BackgroundThread
 from adcore.deliverylog.queue import RecordQueue, Waiting
 from adcore.errors import StartError
 
@@ -50,7 +50,7 @@ class LogWriter:
         self._open = open
         self._write = write
         self._fd = -1
-        self._thread = ThreadPoolExecutor(1, "log-writer")
+        self._thread = BackgroundThread("log-writer")
         self._wake = asyncio.Event()
         self._reopen_wanted = False
         self._closing = False
@@ -90,7 +90,7 @@ class LogWriter:
         self._drop_rest()
         os.close(self._fd)
         self._fd = -1
-        self._thread.shutdown(wait=False)
+        self._thread.shutdown()
 
     def reopen(self) -> None:
         """Write what is waiting to the old file, then open the path again; several calls may be one reopening."""

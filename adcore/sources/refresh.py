@@ -14,10 +14,10 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
+from adcore.background import BackgroundThread
 from adcore.errors import SourceError
 from adcore.sources import Revision, Rows, Source
 from adcore.sources.codec import encode_rows
@@ -100,7 +100,7 @@ class Refresher(Generic[T]):
         self._use = use
         self._uniform = uniform
         self._clock = clock_wall
-        self._thread = ThreadPoolExecutor(1, "refresh")
+        self._thread = BackgroundThread("refresh")
         self._wanted = asyncio.Event()
         self._table: T | None = None
         self._revision = -1
@@ -136,8 +136,11 @@ class Refresher(Generic[T]):
         self._wanted.set()
 
     def close(self) -> None:
-        """Let go. A call that hangs in the thread ends with its own timeout, and does not hold up the process."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        """Close the sources, once a call under way has ended; nothing waits for that."""
+        for source in (self._source, self._snapshot):
+            if source is not None:
+                self._thread.submit(source.close)
+        self._thread.shutdown()
 
     def status(self) -> dict[str, object]:
         healths = (self.source_health, self.snapshot_health, self.disk_health)

@@ -1,0 +1,153 @@
+"""The memcached snapshot on a real memcached, and the last good rows on disk."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import msgspec
+import pytest
+from pymemcache import Client
+
+from adcore.errors import SourceError
+from adcore.sources import Rows
+from adcore.sources.codec import decode_rows, encode_rows
+from adcore.sources.lastgood import LastGood
+from adcore.sources.snapshot import CHUNK_BYTES, Head, Snapshot
+from tests import services
+from tests.inventories import campaign, document
+
+ROWS = Rows(7, 6, document(campaign("a")))
+LARGE = Rows(8, 8, {"placements": [], "campaigns": [{"id": "x" * (3 * CHUNK_BYTES)}]})
+
+
+@pytest.fixture
+def client(memcached: services.Service) -> Iterator[Client]:
+    client = Client(f"unix:{memcached.path}", default_noreply=False)
+    client.flush_all()
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def snapshot(memcached: services.Service, client: Client) -> Iterator[Snapshot]:
+    snapshot = Snapshot(f"unix:{memcached.path}", "t:", "me")
+    yield snapshot
+    snapshot.close()
+
+
+@pytest.mark.parametrize("rows", [ROWS, LARGE], ids=["small", "three chunks and more"])
+def test_what_is_published_is_loaded(snapshot: Snapshot, rows: Rows) -> None:
+    assert snapshot.load() is None
+    assert snapshot.revision() is None
+    snapshot.publish(rows)
+    assert snapshot.load() == rows
+    assert snapshot.revision() == (rows.revision, rows.confirmed)
+
+
+def test_a_prefix_keeps_sites_apart(memcached: services.Service, snapshot: Snapshot) -> None:
+    snapshot.publish(ROWS)
+    with closing(Snapshot(f"unix:{memcached.path}", "other:", "me")) as other:
+        assert other.load() is None
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"",
+        b"garbage",
+        b"\x80",
+        msgspec.msgpack.encode({"revision": 1, "confirmed": 1, "hash": "a", "chunks": 0}),
+        msgspec.msgpack.encode({"revision": 1, "confirmed": 1, "hash": "a", "chunks": 10**9}),
+        msgspec.msgpack.encode({"revision": 1, "confirmed": 1, "hash": "a b", "chunks": 1}),
+        msgspec.msgpack.encode({"revision": -1, "confirmed": 1, "hash": "a", "chunks": 1}),
+    ],
+)
+def test_a_head_that_makes_no_sense_is_no_snapshot(snapshot: Snapshot, client: Client, head: bytes) -> None:
+    client.set("t:head", head)
+    assert snapshot.load() is None
+
+
+def test_a_chunk_that_is_missing_or_changed_is_no_snapshot(snapshot: Snapshot, client: Client) -> None:
+    for number in range(4):
+        snapshot.publish(LARGE)
+        head = msgspec.msgpack.decode(client.get("t:head"), type=Head)
+        assert head.chunks == 4
+        key = f"t:rows:{head.hash}:{number}"
+        chunk = client.get(key)
+        client.delete(key)
+        assert snapshot.load() is None
+        client.set(key, chunk[:-1] + bytes([chunk[-1] ^ 1]))
+        assert snapshot.load() is None
+        client.set(key, chunk)
+        assert snapshot.load() == LARGE
+
+
+def test_one_process_has_the_lock_and_opens_only_its_own(memcached: services.Service, snapshot: Snapshot) -> None:
+    with closing(Snapshot(f"unix:{memcached.path}", "t:", "other")) as other:
+        assert snapshot.lock()
+        assert not other.lock()
+        other.unlock()
+        assert not other.lock()
+        snapshot.unlock()
+        assert other.lock()
+
+
+def test_a_memcached_that_is_away_or_hangs_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("adcore.sources.snapshot.TIMEOUT_S", 0.3)
+    with services.memcached(tmp_path) as service:
+        snapshot = Snapshot(f"unix:{service.path}", "t:", "me")
+        snapshot.publish(ROWS)
+        service.signal(signal.SIGSTOP)
+        with pytest.raises(SourceError, match="memcached unix:"):
+            snapshot.load()
+        service.signal(signal.SIGCONT)
+        assert snapshot.load() == ROWS
+        service.kill()
+        for call in (snapshot.load, snapshot.lock, snapshot.unlock, snapshot.revision):
+            with pytest.raises(SourceError, match="memcached unix:"):
+                call()
+        service.start()
+        assert snapshot.load() is None
+        snapshot.close()
+
+
+def test_rows_too_large_for_memcached_are_an_error(snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("adcore.sources.snapshot.CHUNK_BYTES", 2 << 20)
+    with pytest.raises(SourceError, match="memcached unix:"):
+        snapshot.publish(LARGE)
+    assert snapshot.load() is None
+
+
+def test_the_payload_is_data_that_cannot_run() -> None:
+    assert decode_rows(encode_rows(ROWS)) == ROWS
+    for payload in (b"", b"\x80", b"\x80\x04N.", encode_rows(ROWS)[:-1], encode_rows(ROWS) + b"\x00", b"\xc1" * 9):
+        assert decode_rows(payload) is None
+
+
+def test_the_last_good_rows_survive_on_disk(tmp_path: Path) -> None:
+    last_good = LastGood(tmp_path / "rows")
+    assert last_good.load() is None
+    last_good.save(ROWS)
+    last_good.save(LARGE)
+    assert LastGood(tmp_path / "rows").load() == LARGE
+    assert [path.name for path in tmp_path.iterdir()] == ["rows"]
+
+
+def test_a_damaged_file_is_named_and_not_served(tmp_path: Path) -> None:
+    path = tmp_path / "rows"
+    last_good = LastGood(path)
+    last_good.save(ROWS)
+    whole = path.read_bytes()
+    for at in range(0, len(whole), 5):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with pytest.raises(SourceError, match="damaged"):
+            last_good.load()
+        path.write_bytes(whole[:at])
+        with pytest.raises(SourceError, match="damaged"):
+            last_good.load()
+
+
+def test_a_disk_that_takes_nothing_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="cannot keep"):
+        LastGood(tmp_path / "nowhere" / "rows").save(ROWS)
