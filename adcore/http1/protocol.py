@@ -1,83 +1,104 @@
-"""One connection: bytes in, requests to the handler, responses out in the order of the requests.
+"""The connection: requests in, answers out in the same order, and never more time or memory than its limits.
 
-The handler is synchronous and never waits, so pipelined requests are answered in order by answering each as soon as it
-is complete; everything that one read completes goes out in one write. There is no task per connection or request: a
-lazily re-armed timer watches each connection, and reading stops while the peer does not take what we wrote.
+What arrives is parsed and answered in one go, synchronously, and leaves in one write. No task and no future is made
+for a request or a connection; each connection has one timer, which is moved only when it would come too late. After
+an answer that ends the connection nothing more is read as a request: the rest is taken and dropped for a while, so
+that the peer gets the answer and not a reset that overtakes it (RFC 9112 9.6).
 
-After an answer to something that was no request nothing more is read as a request: the connection is shut for writing
-and what still arrives is thrown away for a moment, so that the peer gets to see the answer (RFC 9112, 9.6).
+    open ──► lingering (half closed, dropping what comes) ──► gone
+      └────► closing (flushing what is left) ───────────────► gone
+
+Knows nothing of ads; a handler is given each request and gives the response.
 """
 
 import asyncio
 import logging
-import re
+import socket
 import time
 from collections import Counter
 from collections.abc import Callable
-from email.utils import formatdate
-from ipaddress import IPv4Network, IPv6Network, ip_address
-from typing import NamedTuple, cast
+from enum import IntEnum
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from typing import Any, Protocol
 
-import httptools
+from adcore.http1.request import Limits, Refusal, Request, RequestParser
+from adcore.http1.response import Response, Tails, respond_error
 
-from adcore.http1.request import (
-    BODY_BYTES_MAX,
-    HEADER_BYTES_MAX,
-    HEADERS_MAX,
-    REQUEST_LINE_BYTES_MAX,
-    Refused,
-    Request,
-    add_header,
-    check_head,
-    check_header_size,
-    check_trailer,
-)
-from adcore.http1.response import Response, plain_error
+__all__ = ["Handler", "Http1Protocol", "Http1Server", "Limits", "Statistics"]
 
 log = logging.getLogger("adcore.http1")
 
 Handler = Callable[[Request], Response]
 Network = IPv4Network | IPv6Network
 
-_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-_TOKEN_AND_SPACE = re.compile(rb"(?:\r?\n)*[!#$%&'*+.^_`|~0-9A-Za-z][!#$%&'*+.^_`|~0-9A-Za-z-]* ")
-# Chunks may be of one byte in six; beyond this the framing is not there to carry a body.
-_CHUNKED_BYTES_MAX = 8 * BODY_BYTES_MAX
-_HEAD_BYTES_MAX = REQUEST_LINE_BYTES_MAX + HEADER_BYTES_MAX
-# What the peer may leave unread before we stop reading from it, and where we start again. A decision is 1 KiB.
-_WRITE_BUFFER_HIGH = 256 * 1024
-_WRITE_BUFFER_LOW = 64 * 1024
+# One read. All connections share one buffer, because what is in it is taken out before another one is read.
+READ_BYTES = 16 * 1024
+# A read is parsed in pieces of this size, with a look at the answers after each: of the smallest requests (26 bytes)
+# 78 fit in, so that a peer that sends many at once has at most that many answers beyond OUTPUT_BYTES made for it.
+# Ordinary requests are smaller than a piece.
+PIECE_BYTES = 2 * 1024
+# Answers made before others get their turn. With an ordinary answer of 700 bytes this is 90 requests, 1 ms.
+OUTPUT_BYTES = 64 * 1024
+# uvloop's own marks. The low one is set with it: set alone, the high one would leave the low at 16 KiB or at 0.
+WRITE_HIGH_BYTES = 64 * 1024
+WRITE_LOW_BYTES = 16 * 1024
+# What a peer may still send after an answer that ends the connection: enough for a body sixteen times too large.
+LINGER_BYTES = 1024 * 1024
+# A drain waits this long for requests that are in the kernel already: at least one turn of the loop.
+DRAIN_IDLE_S = 0.01
+# ... and this long for the first request of a connection that was accepted at the last moment.
+DRAIN_FIRST_REQUEST_S = 1.0
+# libuv counts time in milliseconds, so that a timer may come this much early.
+CLOCK_GRAIN_S = 0.001
+# A handler that fails for every request must not fill the disk with tracebacks.
+HANDLER_ERROR_LOG_INTERVAL_S = 1.0
+
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+OVERLOADED = Refusal(503, "too many connections")
+TIMED_OUT = Refusal(408, "the request took too long to arrive")
+CUT_SHORT = Refusal(400, "the request ended before it was complete")
 
 
-class Limits(NamedTuple):
-    """Seconds."""
+class Loop(Protocol):
+    """The part of an event loop that a connection uses."""
 
-    request_s: float = 10.0
-    """From the first byte of a request to its last."""
-    idle_s: float = 75.0
-    """Between requests; above the 60 s for which nginx keeps an upstream connection."""
-    write_s: float = 30.0
-    """For which a peer may leave a full write buffer untouched."""
-    linger_s: float = 2.0
-    """For which what arrives after our last answer is thrown away."""
+    def time(self) -> float: ...
+    def call_soon(self, callback: Callable[[], object]) -> Any: ...
+    def call_at(self, when: float, callback: Callable[[], object]) -> Any: ...
 
 
 class Statistics:
-    __slots__ = ("accepted", "handler_errors", "refused", "requests", "responses", "timeouts")
+    """What a server's connections have done. Plain numbers: reading them costs the connections nothing."""
+
+    __slots__ = (
+        "accepted",
+        "handler_errors",
+        "refused",
+        "requests",
+        "responses",
+        "timeouts",
+        "turned_away",
+    )
 
     def __init__(self) -> None:
         self.accepted = 0
+        self.turned_away = 0
+        """Beyond Limits.connections."""
         self.requests = 0
+        """Given to the handler."""
         self.responses: Counter[int] = Counter()
-        """By status, of requests that reached the handler."""
+        """By status, the connection's own included."""
         self.refused: Counter[int] = Counter()
-        """By status, of what was no request or over a limit."""
+        """Requests refused by the connection, by status."""
         self.timeouts: Counter[str] = Counter()
+        """Connections ended by the clock: "request" (408), "idle", "write", "linger"."""
         self.handler_errors = 0
+        """Requests answered 500 because the handler raised."""
 
     def to_status(self) -> dict[str, object]:
         return {
             "accepted": self.accepted,
+            "turned_away": self.turned_away,
             "requests": self.requests,
             "responses": {str(status): count for status, count in sorted(self.responses.items())},
             "refused": {str(status): count for status, count in sorted(self.refused.items())},
@@ -87,331 +108,373 @@ class Statistics:
 
 
 class Http1Server:
-    """What the connections of one listener share. Calling it makes a connection's protocol."""
+    """Makes the protocol of each connection, as a factory for `loop.create_server`, and ends them all in order.
+
+    `handler` and `trusted_peers` may be replaced while it runs: requests and connections that come later get the new
+    ones. `loop` is the running one unless given.
+    """
+
+    __slots__ = (
+        "_clock",
+        "_handler_error_logged_monotonic",
+        "_tails",
+        "all_closed",
+        "connections",
+        "draining",
+        "handler",
+        "limits",
+        "loop",
+        "statistics",
+        "trusted_peers",
+    )
 
     def __init__(
         self,
         handler: Handler,
-        limits: Limits = Limits(),  # noqa: B008
+        limits: Limits | None = None,
         trusted_peers: tuple[Network, ...] = (),
+        *,
+        loop: Loop | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.handler = handler
-        self.limits = limits
+        self.limits = limits or Limits()
         self.trusted_peers = trusted_peers
+        self.loop = loop
         self.statistics = Statistics()
-        self.draining = False
         self.connections: set[Http1Protocol] = set()
+        self.draining = False
         self.all_closed = asyncio.Event()
+        """Set when the server drains and its last connection is gone."""
         self._clock = clock
-        self._date_second = 0
-        self._date_line = b""
+        self._tails = Tails(int(clock()))
+        self._handler_error_logged_monotonic = float("-inf")
 
     def __call__(self) -> "Http1Protocol":
         return Http1Protocol(self)
 
     def start_drain(self) -> None:
-        """Close what is idle; let requests that have begun finish, and close after each answer."""
+        """Close idle connections, and every other after the answer that it waits for; then `all_closed` is set.
+
+        The listening socket is the caller's to close first.
+        """
         self.draining = True
-        for connection in tuple(self.connections):
-            connection.drain()
+        for connection in list(self.connections):
+            connection.start_drain()
         if not self.connections:
             self.all_closed.set()
 
     def abort(self) -> None:
-        """Close every connection at once."""
-        for connection in tuple(self.connections):
+        """Cut every connection that is left, whatever it is doing."""
+        for connection in list(self.connections):
             connection.abort()
 
-    def date_line(self) -> bytes:
-        """RFC 9110, 6.6.1; made once a second."""
+    # For the connections
+
+    def tails(self) -> Tails:
+        """The ends of heads for this second."""
         second = int(self._clock())
-        if second != self._date_second:
-            self._date_second = second
-            self._date_line = f"Date: {formatdate(second, usegmt=True)}\r\n".encode()
-        return self._date_line
+        if second != self._tails.second_wall:
+            self._tails = Tails(second)
+        return self._tails
 
-    def trusts(self, peer: str) -> bool:
-        try:
-            address = ip_address(peer.partition("%")[0])
-        except ValueError:
-            return False
-        mapped = getattr(address, "ipv4_mapped", None)
-        return any((mapped or address) in network for network in self.trusted_peers)
+    def identify_peer(self, transport: asyncio.BaseTransport) -> tuple[str, bool]:
+        """The peer's IP address ("" on a unix socket), and whether it may speak for others."""
+        sock = transport.get_extra_info("socket")
+        if sock is not None and sock.family == socket.AF_UNIX:
+            return "", True
+        peername = transport.get_extra_info("peername")
+        if not peername:  # gone again already
+            return "", False
+        address: IPv4Address | IPv6Address = ip_address(peername[0])
+        if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+            address = address.ipv4_mapped  # a listener on :: serves IPv4 as well
+        return str(address), any(address in network for network in self.trusted_peers)
+
+    def on_handler_error(self, request: Request, monotonic: float) -> Response:
+        """Called while the exception is being handled."""
+        self.statistics.handler_errors += 1
+        if monotonic - self._handler_error_logged_monotonic >= HANDLER_ERROR_LOG_INTERVAL_S:
+            self._handler_error_logged_monotonic = monotonic
+            log.exception(
+                "the handler failed on %r %r (%d failures so far; one a second is logged)",
+                request.method,
+                request.path,
+                self.statistics.handler_errors,
+            )
+        return respond_error(500, "internal error")
+
+    def on_connection_gone(self, connection: "Http1Protocol") -> None:
+        self.connections.discard(connection)
+        if self.draining and not self.connections:
+            self.all_closed.set()
 
 
-class Http1Protocol(asyncio.Protocol):
+class Phase(IntEnum):
+    OPEN = 0
+    LINGERING = 1
+    CLOSING = 2
+
+
+_read_buffer = memoryview(bytearray(READ_BYTES))
+
+
+class Http1Protocol(asyncio.BufferedProtocol):
     """One connection."""
 
-    __slots__ = (
-        "_answers",
-        "_awaits_continue",
-        "_body",
-        "_body_bytes",
-        "_body_raw_bytes",
-        "_deadline",
-        "_ending",
-        "_head_done",
-        "_head_raw_bytes",
-        "_header_count",
-        "_headers",
+    __slots__ = (  # noqa: RUF023
+        # The connection
+        "_deadline_monotonic",
         "_loop",
         "_parser",
-        "_path",
-        "_peer",
-        "_query",
+        "_phase",
         "_server",
-        "_target",
         "_timer",
-        "_timer_at",
+        "_timer_monotonic",
         "_transport",
-        "_trusted",
-        "_under_way",
-        "_waiting_for",
+        # The request being read, and the answers under way
+        "_dropped_bytes",
+        "_reads_request",
+        "_unread",
+        "_write_paused",
     )
 
+    _loop: Loop
+    _parser: RequestParser
+    _transport: Any  # asyncio.Transport; uvloop's does not derive from it
+
     def __init__(self, server: Http1Server) -> None:
-        # For the connection's life.
         self._server = server
-        self._loop = asyncio.get_running_loop()
-        self._transport = cast(asyncio.Transport, None)
-        self._parser = httptools.HttpRequestParser(self)
-        self._peer = ""
-        self._trusted = True
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_at = 0.0
-        self._deadline = 0.0
-        self._waiting_for = "idle"
-        self._ending = False
-        # For one read.
-        self._answers: list[bytes] = []
-        # For one request.
-        self._start_request()
+        self._phase = Phase.OPEN
+        self._timer: Any = None
+        self._timer_monotonic = 0.0
+        self._deadline_monotonic = 0.0
+        self._reads_request = False
+        self._unread = b""
+        """Read, and waiting until earlier answers have left. Nothing more is read meanwhile."""
+        self._write_paused = False
+        self._dropped_bytes = 0
 
-    def _start_request(self) -> None:
-        self._under_way = False
-        self._target = b""
-        self._headers: dict[bytes, bytes] = {}
-        self._header_count = 0
-        self._head_raw_bytes = 0
-        self._head_done = False
-        self._path = b""
-        self._query = b""
-        self._body: list[bytes] = []
-        self._body_bytes = 0
-        self._body_raw_bytes = 0
-        self._awaits_continue = False
-
-    # The protocol's interface
+    # Protocol interface
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
         server = self._server
+        self._transport = transport
+        loop = server.loop
+        if loop is None:
+            loop = server.loop = asyncio.get_running_loop()
+        self._loop = loop
+        self._transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES, low=WRITE_LOW_BYTES)
+        self._parser = RequestParser(server.limits, *server.identify_peer(transport))
         server.connections.add(self)
+        if len(server.connections) > server.limits.connections:
+            server.statistics.turned_away += 1
+            self._refuse(OVERLOADED)
+            self._close()
+            return
         server.statistics.accepted += 1
-        # Both marks: left alone, the lower one would be a quarter of the higher.
-        self._transport.set_write_buffer_limits(high=_WRITE_BUFFER_HIGH, low=_WRITE_BUFFER_LOW)
-        peername = transport.get_extra_info("peername")
-        if isinstance(peername, tuple):
-            self._peer = peername[0]
-            self._trusted = server.trusts(self._peer)
-        self._wait_for("idle", server.limits.idle_s)
+        self._set_deadline(DRAIN_FIRST_REQUEST_S if server.draining else server.limits.idle_s)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return _read_buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        if self._phase is Phase.OPEN:
+            self._receive(_read_buffer[:nbytes].tobytes())
+        else:
+            self._dropped_bytes += nbytes
+            if self._dropped_bytes > LINGER_BYTES:
+                self._transport.abort()
+
+    def eof_received(self) -> bool:
+        if self._phase is Phase.OPEN:
+            if self._parser.begun:
+                self._refuse(CUT_SHORT)
+            self._close()
+        return False  # the transport flushes what is left, and closes
+
+    def pause_writing(self) -> None:
+        self._write_paused = True
+        if self._phase is Phase.OPEN:
+            self._transport.pause_reading()
+            self._set_deadline(self._server.limits.write_s)
+
+    def resume_writing(self) -> None:
+        self._write_paused = False
+        if self._phase is Phase.OPEN:
+            self._wait_for_request()
+            self._read_on()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        server = self._server
-        server.connections.discard(self)
+        self._phase = Phase.CLOSING
+        self._unread = b""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if server.draining and not server.connections:
-            server.all_closed.set()
+        self._parser.close()
+        self._server.on_connection_gone(self)
 
-    def data_received(self, data: bytes) -> None:
-        if self._ending:
-            return
-        if self._head_done:
-            self._body_raw_bytes += len(data)
-        else:
-            self._head_raw_bytes += len(data)
-        self._under_way = True
-        try:
-            self._parser.feed_data(data)
-            self._check_raw_sizes()
-        except httptools.HttpParserUpgrade:
-            pass  # The answer has ended the connection: we do not switch protocols.
-        except httptools.HttpParserError as error:
-            # After an answer that ends the connection, what follows is no request whatever it is.
-            if not self._ending:
-                self._refuse(_as_refusal(error, data))
-        except Refused as refused:
-            self._refuse(refused)
-        if self._awaits_continue:
-            self._awaits_continue = False
-            self._answers.append(_CONTINUE)
-        if self._answers:
-            self._flush()
-        if not self._ending:
-            if not self._under_way:
-                self._wait_for("idle", self._server.limits.idle_s)
-            elif self._waiting_for != "request":
-                self._wait_for("request", self._server.limits.request_s)
+    # Draining
 
-    def eof_received(self) -> bool:
-        # Whatever was complete has been answered already; closing flushes it.
-        return False
-
-    def pause_writing(self) -> None:
-        self._transport.pause_reading()
-        self._wait_for("write", self._server.limits.write_s)
-
-    def resume_writing(self) -> None:
-        self._transport.resume_reading()
-        self._wait_for("idle", self._server.limits.idle_s)
-
-    # The parser's callbacks
-
-    def on_message_begin(self) -> None:
-        self._under_way = True
-
-    def on_url(self, part: bytes) -> None:
-        self._target += part
-        if len(self._target) > REQUEST_LINE_BYTES_MAX:
-            raise Refused(414, f"a request line may have {REQUEST_LINE_BYTES_MAX} bytes")
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._header_count += 1
-        if self._header_count > HEADERS_MAX:
-            raise Refused(431, f"a request may have {HEADERS_MAX} headers")
-        if self._head_done:
-            check_trailer(name)
-        else:
-            add_header(self._headers, name, value)
-
-    def on_headers_complete(self) -> None:
-        if self._ending:
-            return
-        parser = self._parser
-        headers = self._headers
-        version = parser.get_http_version()
-        check_header_size(headers)
-        self._path, self._query = check_head(parser.get_method(), self._target, version, headers)
-        self._head_done = True
-        self._awaits_continue = b"expect" in headers and version == "1.1"
-
-    def on_body(self, part: bytes) -> None:
-        self._awaits_continue = False
-        self._body_bytes += len(part)
-        if self._body_bytes > BODY_BYTES_MAX:
-            raise Refused(413, f"a body may have {BODY_BYTES_MAX} bytes")
-        self._body.append(part)
-
-    def on_message_complete(self) -> None:
-        if self._ending:
-            return
-        server = self._server
-        parser = self._parser
-        method = parser.get_method()
-        request = Request(
-            method, self._path, self._query, self._headers, b"".join(self._body), self._peer, self._trusted
-        )
-        server.statistics.requests += 1
-        try:
-            response = server.handler(request)
-        except Exception:
-            server.statistics.handler_errors += 1
-            log.exception("the handler failed on %s %.200r", method.decode(), request.path)
-            response = plain_error(500)
-        server.statistics.responses[response.status] += 1
-        keep = parser.should_keep_alive() and not response.close and not server.draining and not parser.should_upgrade()
-        self._answer(response, keep, without_body=method == b"HEAD")
-        self._start_request()
-
-    # Answering
-
-    def _answer(self, response: Response, keep: bool, *, without_body: bool = False) -> None:
-        if not keep:
-            connection = b"Connection: close\r\n"
-            self._ending = True
-        elif self._parser.get_http_version() == "1.0":
-            connection = b"Connection: keep-alive\r\n"
-        else:
-            connection = b""
-        self._answers += (response.head, self._server.date_line(), connection, b"\r\n")
-        if not without_body:
-            self._answers.append(response.body)
-
-    def _refuse(self, refused: Refused) -> None:
-        """Answer what was no request, and read no more requests."""
-        self._server.statistics.refused[refused.status] += 1
-        self._answer(plain_error(refused.status, refused.reason), keep=False)
-        self._flush(linger=True)
-
-    def _flush(self, *, linger: bool = False) -> None:
-        transport = self._transport
-        if self._answers:
-            transport.write(b"".join(self._answers))
-            self._answers.clear()
-        if not self._ending or transport.is_closing():
-            return
-        if linger and transport.can_write_eof():
-            # Closing with unread bytes would reset the connection, and the peer might never see the answer.
-            transport.write_eof()
-            self._wait_for("linger", self._server.limits.linger_s)
-        elif self._waiting_for != "linger":
-            transport.close()
-
-    def _check_raw_sizes(self) -> None:
-        """What the parser keeps to itself is bounded here: a header that never ends, chunks that carry nothing."""
-        if not self._under_way:
-            return
-        if not self._head_done and self._head_raw_bytes > _HEAD_BYTES_MAX:
-            raise Refused(431, f"headers may have {HEADER_BYTES_MAX} bytes")
-        if self._body_raw_bytes > _CHUNKED_BYTES_MAX:
-            raise Refused(413, f"a body may have {BODY_BYTES_MAX} bytes")
-
-    # Timers, and the end
-
-    def drain(self) -> None:
-        """Close if nothing is under way; what is will be answered with Connection: close."""
-        if not self._under_way and not self._ending:
-            self._ending = True
-            self._transport.close()
+    def start_drain(self) -> None:
+        """Close soon if nothing is under way; what is under way will see `draining` when it is answered."""
+        if self._phase is Phase.OPEN and not (self._reads_request or self._unread or self._write_paused):
+            self._set_deadline(DRAIN_IDLE_S)
 
     def abort(self) -> None:
         self._transport.abort()
 
-    def _wait_for(self, what: str, seconds: float) -> None:
-        """Start waiting; an armed timer that fires too early only looks again, so most requests touch none."""
-        self._waiting_for = what
-        self._deadline = self._loop.time() + seconds
-        if self._timer is None or self._timer_at > self._deadline:
+    # Answering
+
+    def _receive(self, data: bytes) -> None:
+        """Parse and answer `data`, or as much of it as may be answered now."""
+        out: list[bytes] = []
+        if len(data) <= PIECE_BYTES:
+            end = self._answer(data, out)
+        else:
+            end = None
+            for start in range(0, len(data), PIECE_BYTES):
+                end = self._answer(data[start : start + PIECE_BYTES], out)
+                rest = data[start + PIECE_BYTES :]
+                if end is not None:
+                    if rest:
+                        end = Phase.LINGERING
+                    break
+                if rest and sum(map(len, out)) > OUTPUT_BYTES:
+                    self._unread = rest
+                    break
+        if out:
+            self._transport.write(b"".join(out))
+        if end is Phase.LINGERING:
+            self._linger()
+        elif end is Phase.CLOSING:
+            self._close()
+        elif self._unread:
+            self._transport.pause_reading()
+            if not self._write_paused:
+                self._loop.call_soon(self._read_on)
+        elif not self._write_paused and (out or self._parser.begun):
+            self._wait_for_request()
+
+    def _answer(self, data: bytes, out: list[bytes]) -> Phase | None:
+        """Put the answers to the requests that `data` completes into `out`; how the connection ends after them."""
+        parser = self._parser
+        requests = parser.feed(data)
+        if requests:
+            self._reads_request = False
+            server = self._server
+            counts = server.statistics
+            tails = server.tails()
+            for request in requests:
+                counts.requests += 1
+                try:
+                    response = server.handler(request)
+                except Exception:
+                    response = server.on_handler_error(request, self._loop.time())
+                counts.responses[response.status] += 1
+                out.append(response.head)
+                is_last = request is requests[-1]
+                if not request.keep_alive or response.close or (server.draining and is_last):
+                    out.append(tails.close)
+                    if request.method != b"HEAD":
+                        out.append(response.body)
+                    more_came = not is_last or parser.begun or parser.surplus or parser.refusal is not None
+                    return Phase.LINGERING if more_came else Phase.CLOSING
+                out.append(tails.keep_http10 if request.http10 else tails.keep)
+                if request.method != b"HEAD":
+                    out.append(response.body)
+        if parser.refusal is not None:
+            self._encode_refusal(parser.refusal, out)
+            return Phase.LINGERING
+        if parser.awaits_continue:
+            parser.awaits_continue = False
+            out.append(CONTINUE)
+        return None
+
+    def _read_on(self) -> None:
+        """Take up again what waited until earlier answers had left."""
+        if self._phase is not Phase.OPEN or self._write_paused:
+            return
+        data, self._unread = self._unread, b""
+        self._transport.resume_reading()
+        if data:
+            self._receive(data)
+
+    def _refuse(self, refusal: Refusal) -> None:
+        out: list[bytes] = []
+        self._encode_refusal(refusal, out)
+        self._transport.write(b"".join(out))
+
+    def _encode_refusal(self, refusal: Refusal, out: list[bytes]) -> None:
+        counts = self._server.statistics
+        counts.refused[refusal.status] += 1
+        counts.responses[refusal.status] += 1
+        response = respond_error(refusal.status, refusal.reason)
+        out += (response.head, self._server.tails().close)
+        if not self._parser.reads_head_request:
+            out.append(response.body)
+
+    # Ending
+
+    def _linger(self) -> None:
+        """Say that nothing more will come, and drop what the peer still sends until it has seen that."""
+        self._phase = Phase.LINGERING
+        self._unread = b""
+        self._transport.write_eof()
+        self._transport.resume_reading()
+        self._set_deadline(self._server.limits.linger_s)
+
+    def _close(self) -> None:
+        self._phase = Phase.CLOSING
+        self._unread = b""
+        self._transport.close()
+        self._set_deadline(self._server.limits.write_s)
+
+    # Timers
+
+    def _wait_for_request(self) -> None:
+        """Wait for the next request, or for the rest of one."""
+        limits = self._server.limits
+        if not self._parser.begun:
+            self._reads_request = False
+            self._set_deadline(limits.idle_s)
+        elif not self._reads_request:
+            self._reads_request = True
+            self._set_deadline(limits.request_s)
+
+    def _set_deadline(self, delay_s: float) -> None:
+        """Only a deadline before the timer's touches the timer; a later one is seen when that goes off."""
+        deadline_monotonic = self._deadline_monotonic = self._loop.time() + delay_s
+        if self._timer is None or deadline_monotonic < self._timer_monotonic:
             if self._timer is not None:
                 self._timer.cancel()
-            self._arm()
-
-    def _arm(self) -> None:
-        self._timer_at = self._deadline
-        self._timer = self._loop.call_at(self._deadline, self._on_timer)
+            self._timer_monotonic = deadline_monotonic
+            self._timer = self._loop.call_at(deadline_monotonic, self._on_timer)
 
     def _on_timer(self) -> None:
-        if self._loop.time() < self._deadline:
-            self._arm()
-            return
         self._timer = None
-        self._server.statistics.timeouts[self._waiting_for] += 1
-        if self._waiting_for == "request":
-            self._refuse(Refused(408, "the request took too long"))
-        elif self._waiting_for == "idle":
-            self._ending = True
-            self._transport.close()
+        if self._deadline_monotonic - self._loop.time() > CLOCK_GRAIN_S:
+            self._timer_monotonic = self._deadline_monotonic
+            self._timer = self._loop.call_at(self._deadline_monotonic, self._on_timer)
+        elif self._phase is Phase.OPEN:
+            self._on_deadline()
         else:
+            if self._phase is Phase.LINGERING:
+                self._server.statistics.timeouts["linger"] += 1
+            else:
+                self._server.statistics.timeouts["write"] += 1
             self._transport.abort()
 
-
-def _as_refusal(error: httptools.HttpParserError, data: bytes) -> Refused:
-    """The status for what llhttp did not accept."""
-    if isinstance(error.__context__, Refused):
-        return error.__context__
-    if isinstance(error, httptools.HttpParserInvalidMethodError) and _TOKEN_AND_SPACE.match(data):
-        return Refused(501, "this method is not known here")
-    return Refused(400, "this is not an HTTP/1.1 request")
+    def _on_deadline(self) -> None:
+        timeouts = self._server.statistics.timeouts
+        if self._write_paused:
+            timeouts["write"] += 1
+            self._transport.abort()
+        elif self._reads_request:
+            timeouts["request"] += 1
+            self._refuse(TIMED_OUT)
+            self._linger()
+        else:
+            if not self._server.draining:
+                timeouts["idle"] += 1
+            self._close()

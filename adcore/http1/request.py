@@ -1,139 +1,424 @@
-"""From llhttp's callbacks to a request: the limits, and the rules that llhttp leaves to us.
+"""Bytes to requests: httptools' callbacks, and the rules and limits that llhttp does not have.
 
-llhttp (through httptools, none of its leniencies on) checks the grammar. What it accepts and a front end could read
-another way is refused here (RFC 9110 and 9112; the section stands beside each rule), since two readings of one request
-are how requests are smuggled. A refusal is a value, `Refused`, with the status to answer; the connection ends after it.
+`RequestParser.feed` takes what arrived and gives the requests that it completed. Bad input is a value, `refusal`,
+with the status to answer; nothing is read after it. No leniency of llhttp is switched on. What llhttp 9.3 lets
+through although RFC 9112 does not, and is checked here:
+
+    request line   more than one space, RTSP/ or ICE/ for HTTP/, HTTP/0.9 and 2.0, bare CR or LF before it
+    target         `*` and CONNECT outside their use, an absolute form without a valid host
+    fields         Host missing, doubled or odd; doubled Content-Type, Expect; trailing space kept in values;
+                   Host and other fields of message control in trailers
+    framing        any transfer coding but chunked; any with HTTP/1.0; the body of a request that offers an Upgrade
+
+The first is found by looking for the request line, as it must have been written, in the bytes as they came: one
+`startswith` for a request that begins what was fed, which also tells HTTP/1.1 from 1.0 (httptools formats a string
+for that). Knows nothing of sockets, time and answers.
 """
 
 import re
-from urllib.parse import urlsplit
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, NoReturn
 
-# nginx's large_client_header_buffers: 4 of 8 KiB, and a request line must fit one of them.
-REQUEST_LINE_BYTES_MAX = 8 * 1024
-HEADERS_MAX = 100
-HEADER_BYTES_MAX = 32 * 1024
-# A server-side caller's JSON for a page of slots is a few KiB.
-BODY_BYTES_MAX = 64 * 1024
-
-# What a resource can be asked for; any other token is a method we do not have (RFC 9110, 9.1: 501).
-METHODS = frozenset({b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS", b"TRACE"})
-# Of these a body is expected, so its length must be announced (RFC 9110, 15.5.12: 411).
-_WITH_BODY = frozenset({b"POST", b"PUT", b"PATCH"})
-# Fields of which a second line contradicts the first (RFC 9110, 5.3: only lists may be repeated).
-_SINGLE = frozenset({b"host", b"content-length", b"content-type", b"transfer-encoding", b"authorization", b"expect"})
-_NOT_IN_TRAILERS = frozenset({b"host", b"content-length", b"transfer-encoding", b"authorization", b"expect"})
-# RFC 3986 reg-name, IPv4 or [IPv6], and a port; no user-info, path or comma (RFC 9112, 3.2).
-_HOST = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+;=%-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
-_NOT_IN_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+import httptools
+from httptools.parser.errors import HttpParserCallbackError, HttpParserInvalidMethodError
 
 
-class Refused(Exception):
-    """This is not a request that we serve: the status to answer, and why."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What one peer may use, and for how long."""
 
-    def __init__(self, status: int, reason: str) -> None:
-        self.status = status
-        self.reason = reason
-        super().__init__(f"{status} {reason}")
+    request_line_bytes: int = 8 * 1024
+    """Method, target, version and the spaces between. nginx's large_client_header_buffers holds 8 KiB as well."""
+    headers: int = 100
+    """Header lines. Apache's LimitRequestFields and Node's maxHeadersCount are of this order; browsers send 20."""
+    headers_bytes: int = 32 * 1024
+    """All header lines, each counted as name, value and four bytes. nginx's default of 4 buffers of 8 KiB."""
+    body_bytes: int = 64 * 1024
+    """A decision described in JSON takes hundreds of bytes; this is the contract's limit for it."""
+    request_s: float = 10.0
+    """From the first byte of a request to its last, body included: at the limits, 85 kbit/s."""
+    idle_s: float = 75.0
+    """Between requests. Above the 60 s of nginx's upstream keepalive_timeout, so that nginx is the one to close."""
+    write_s: float = 30.0
+    """How long a peer may take none of what waits for it: half of nginx's send_timeout, with answers this small."""
+    linger_s: float = 5.0
+    """How long to read on, unheard, after an answer that ends the connection early: nginx's lingering_timeout."""
+    connections: int = 20_000
+    """At once. About 5 KiB each, so 100 MiB; set it below the limit on descriptors, whichever is lower."""
+
+
+class Refusal(NamedTuple):
+    """Why a request is not taken, and what to answer."""
+
+    status: int
+    reason: str
 
 
 class Request:
-    """A request as the handlers see it.
+    """One request, whole.
 
-    Header names are in lower case; lines of one name are joined with ", ", those of Cookie with "; ". `query` is
-    without its question mark. `peer` is the address of the other end, "" on a unix socket; `trusted` says whether its
-    word on the visitor's address and country counts.
+    `headers` has lower-case names; repeated ones are joined with ", " (Cookie: "; "). `query` comes raw, without "?".
+    `peer` is the address that the connection came from, "" on a unix socket; `trusted` says whether it may speak for
+    others (X-Forwarded-For and its like).
     """
 
-    __slots__ = ("body", "headers", "method", "path", "peer", "query", "trusted")
+    __slots__ = ("body", "headers", "http10", "keep_alive", "method", "path", "peer", "query", "trusted")
 
     def __init__(
         self,
         method: bytes,
         path: bytes,
-        query: bytes,
-        headers: dict[bytes, bytes],
-        body: bytes,
-        peer: str,
-        trusted: bool,
+        query: bytes = b"",
+        headers: dict[bytes, bytes] | None = None,
+        body: bytes = b"",
+        peer: str = "",
+        trusted: bool = False,
+        keep_alive: bool = True,
+        http10: bool = False,
     ) -> None:
         self.method = method
         self.path = path
         self.query = query
-        self.headers = headers
+        self.headers = {} if headers is None else headers
         self.body = body
         self.peer = peer
         self.trusted = trusted
+        self.keep_alive = keep_alive
+        self.http10 = http10
 
 
-def add_header(headers: dict[bytes, bytes], name: bytes, value: bytes) -> None:
-    """Add a header line. Raises Refused for a repeated one that must be alone."""
-    name = name.lower()
-    if _NOT_IN_VALUE.search(value):
-        raise Refused(400, "a control character in a header")  # RFC 9110, 5.5
-    before = headers.get(name)
-    if before is None:
-        headers[name] = value
-    elif name in _SINGLE:
-        raise Refused(400, f"{name.decode('latin-1')} is given twice")
-    else:
-        headers[name] = before + (b"; " if name == b"cookie" else b", ") + value
+# RFC 9110 9.3 and RFC 5789: methods whose content is the point, so one without framing is a mistake (411).
+METHODS_WITH_CONTENT = frozenset({b"PATCH", b"POST", b"PUT"})
+# Two of these in one request would leave it to chance which one counts. llhttp refuses a second Content-Length.
+SINGLE = frozenset({b"content-length", b"content-type", b"expect", b"host", b"origin", b"transfer-encoding"})
+# RFC 9110 6.5.1: fields of framing, routing, request control and authentication mean nothing after the content.
+# Others are dropped.
+FORBIDDEN_TRAILERS = frozenset(
+    {
+        *(b"authorization", b"connection", b"content-length", b"cookie", b"expect", b"host"),
+        *(b"proxy-connection", b"transfer-encoding", b"upgrade"),
+    }
+)
+# In one-byte chunks a body takes six times its size on the wire. Extensions and trailers come out of the rest.
+WIRE_BYTES_PER_BODY_BYTE = 8
+
+# RFC 3986 3.2.2 without the comma, which a list of two hosts would bring in, and without user information.
+_HOST = re.compile(
+    rb"(?:(?:[A-Za-z0-9._~!$&'()*+;=-]|%[0-9A-Fa-f]{2})+|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?",
+)
+_ABSOLUTE_FORM = re.compile(rb"(?i:https?)://(?:[^/?#@]*@)?([^/?#@]+)(.*)", re.DOTALL)
+_METHOD_THEN_SPACE = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+(?: |\Z)")
+_BLANK_LINE = b"\r\n\r\n"
 
 
-def check_header_size(headers: dict[bytes, bytes]) -> None:
-    """Raises Refused for more than the limit, counted as they are kept."""
-    if sum(map(len, headers)) + sum(map(len, headers.values())) > HEADER_BYTES_MAX:
-        raise Refused(431, f"headers may have {HEADER_BYTES_MAX} bytes")
+class RequestParser:
+    """The reading side of one connection."""
+
+    __slots__ = (  # noqa: RUF023
+        # The connection
+        "_limits",
+        "_parser",
+        "_peer",
+        "_trusted",
+        "refusal",
+        "surplus",
+        # What was fed last, back to the start of a head that is not complete
+        "_complete",
+        "_follows_body",
+        "_line_end",
+        "_raw",
+        "_received_bytes",
+        # The request being read
+        "_body",
+        "_headers",
+        "_repeated",
+        "_request",
+        "_target",
+        "awaits_continue",
+        "begun",
+    )
+
+    def __init__(self, limits: Limits, peer: str = "", trusted: bool = False) -> None:
+        self._limits = limits
+        self._peer = peer
+        self._trusted = trusted
+        self.refusal: Refusal | None = None
+        self.surplus = False
+        """Whether more came after a request that ends the connection."""
+
+        self._complete: list[Request] = []
+        self._raw = b""
+        self._received_bytes = 0
+        self._line_end = 0
+        self._follows_body = False
+
+        self.begun = False
+        """Whether a part of a request is here."""
+        self.awaits_continue = False
+        """Whether the peer waits for 100 (Continue) before it sends the body; to be cleared by who sends that."""
+        self._target = b""
+        self._headers: dict[bytes, bytes] = {}
+        self._repeated = 0
+        self._request: Request | None = None
+        self._body = bytearray()
+
+        self._parser: Any = httptools.HttpRequestParser(self)
+
+    def feed(self, data: bytes) -> list[Request]:
+        """Read on; the requests that are complete now, in order. Nothing may be fed after a refusal."""
+        requests = self._complete = []
+        self._raw = self._raw + data if self._raw else data
+        self._received_bytes += len(data)
+        while True:
+            try:
+                self._parser.feed_data(data)
+            except httptools.HttpParserUpgrade as upgrade:
+                # An offer that nobody has to take up (RFC 9110 7.8): what follows is the next request.
+                data = data[upgrade.args[0] :]
+                if data:
+                    continue
+            except httptools.HttpParserError as error:
+                self._on_parser_error(error)
+            break
+        if requests:
+            self._received_bytes = 0
+        elif self.refusal is None:
+            self._check_received()
+        if self._request is not None or (requests and not self.begun):
+            self._raw = b""
+            self._line_end = 0
+            self._follows_body = self._request is not None
+        elif requests:
+            self._raw = self._raw[self._line_end if self._follows_body else self._request_start() :]
+            self._line_end = 0
+        return requests
+
+    def close(self) -> None:
+        """Let go of httptools' parser, which holds this one in a circle."""
+        self._parser = None
+
+    @property
+    def reads_head_request(self) -> bool:
+        """Whether the request being read is known to be a HEAD, whose answer has no body."""
+        return bool(self._target) and self._parser.get_method() == b"HEAD"
+
+    # Parser callbacks
+
+    def on_message_begin(self) -> None:
+        self.begun = True
+
+    def on_url(self, url: bytes) -> None:
+        self._target = url = self._target + url if self._target else url
+        if len(url) > self._limits.request_line_bytes:
+            self._refuse(414, "the request line is too long")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        name = name.lower()
+        headers = self._headers
+        if name in headers:
+            self._on_repeated_header(name, value.rstrip())
+        else:
+            headers[name] = value.rstrip()  # llhttp leaves the space after a value in it
+
+    def on_headers_complete(self) -> None:
+        parser = self._parser
+        method = parser.get_method()
+        target = self._target
+        headers = self._headers
+        self._headers = {}  # for trailers, and then for the next request
+        line = b"%b %b HTTP/1.1\r\n" % (method, target)
+        if self._raw.startswith(line, self._line_end):
+            http10 = False
+            self._line_end += len(line)
+        else:
+            http10 = self._find_line(method, target)
+        self._check_limits(method, target, headers)
+        has_body = self._follows_body = self._check_framing(method, headers, http10)
+
+        host = headers.get(b"host")
+        if host is None:
+            if not http10:
+                self._refuse(400, "HTTP/1.1 needs a Host header")
+        elif not _HOST.fullmatch(host):
+            self._refuse(400, "the Host header is not one host")
+        if target[0] == 0x2F and b"#" not in target:
+            path, _, query = target.partition(b"?")
+        else:
+            path, query = self._split_target(method, target, headers)
+
+        expect = headers.get(b"expect")
+        if expect is not None and not http10:  # RFC 9110 10.1.1: an HTTP/1.0 client can't mean it
+            if expect.lower() != b"100-continue":
+                self._refuse(417, "Expect takes 100-continue only")
+            self.awaits_continue = has_body
+        keep_alive = parser.should_keep_alive() and not (http10 and b"connection" not in headers)
+        self._request = Request(method, path, query, headers, b"", self._peer, self._trusted, keep_alive, http10)
+
+    def on_body(self, data: bytes) -> None:
+        self.awaits_continue = False
+        self._body += data
+        if len(self._body) > self._limits.body_bytes:
+            self._refuse(413, "the body is too large")
+
+    def on_message_complete(self) -> None:
+        request = self._request
+        assert request is not None
+        if self._body:
+            request.body = bytes(self._body)
+            self._body = bytearray()
+        if self._headers:
+            self._check_trailers()
+        self._repeated = 0
+        self._request = None
+        self._target = b""
+        self.awaits_continue = self.begun = False
+        self._complete.append(request)
+
+    # What is rare
+
+    def _on_repeated_header(self, name: bytes, value: bytes) -> None:
+        if name in SINGLE:
+            self._refuse(400, f"there is more than one {name.decode()} header")
+        self._repeated += 1
+        self._headers[name] += (b"; " if name == b"cookie" else b", ") + value
+
+    def _find_line(self, method: bytes, target: bytes) -> bool:
+        """Find the request line where it is not at the start of what was fed; whether it says HTTP/1.0."""
+        raw = self._raw
+        start = b"%b %b HTTP/1." % (method, target)
+        at = raw.find(start, self._line_end) if self._follows_body else self._request_start()
+        if at >= 0 and raw.startswith(start, at):
+            end = at + len(start)
+            minor = raw[end : end + 3]
+            if minor in (b"0\r\n", b"1\r\n"):
+                self._line_end = end + 3
+                return minor == b"0\r\n"
+        if self._parser.get_http_version() not in ("1.0", "1.1"):
+            self._refuse(505, "this server speaks HTTP/1.1")
+        return self._refuse(400, "the request line is not METHOD TARGET HTTP/1.1 with single spaces")
+
+    def _request_start(self) -> int:
+        """Where in `_raw` the request being read starts, unless a body came before it."""
+        at = self._line_end
+        if at:  # past the request before it, which may have had no header
+            at = self._raw.find(_BLANK_LINE, at - 2) + len(_BLANK_LINE)
+        while self._raw.startswith(b"\r\n", at):  # RFC 9112 2.2: empty lines before a request are ignored
+            at += 2
+        return at
+
+    def _check_limits(self, method: bytes, target: bytes, headers: Mapping[bytes, bytes]) -> None:
+        limits = self._limits
+        if len(headers) + self._repeated > limits.headers:
+            self._refuse(431, "there are too many headers")
+        # What came in fewer bytes than a limit need not be counted.
+        if (
+            self._received_bytes > limits.request_line_bytes
+            and len(method) + len(target) + len("  HTTP/1.1") > limits.request_line_bytes
+        ):
+            self._refuse(414, "the request line is too long")
+        if (
+            self._received_bytes > limits.headers_bytes
+            and sum(len(name) + len(value) + 4 for name, value in headers.items()) > limits.headers_bytes
+        ):
+            self._refuse(431, "the headers are too large")
+
+    def _split_target(self, method: bytes, target: bytes, headers: dict[bytes, bytes]) -> tuple[bytes, bytes]:
+        """Path and query of a target in any other form than a plain origin-form (RFC 9112 3.2)."""
+        if target == b"*":
+            if method != b"OPTIONS":
+                self._refuse(400, "the target * is for OPTIONS")
+            return target, b""
+        if not target.startswith(b"/"):
+            absolute = _ABSOLUTE_FORM.fullmatch(target)
+            if absolute is None or not _HOST.fullmatch(absolute[1]):
+                self._refuse(400, "the target is neither a path nor an http URL")
+            headers[b"host"] = absolute[1]  # RFC 9112 3.2.2: the Host header is ignored
+            target = absolute[2]
+        path, _, query = target.partition(b"#")[0].partition(b"?")
+        return path or b"/", query
+
+    def _check_framing(self, method: bytes, headers: Mapping[bytes, bytes], http10: bool) -> bool:
+        """Whether a body follows (RFC 9112 6)."""
+        coding = headers.get(b"transfer-encoding")
+        length = headers.get(b"content-length")
+        if method == b"CONNECT":
+            self._refuse(501, "this server is not a proxy")
+        if coding is not None:
+            if http10:
+                self._refuse(400, "HTTP/1.0 has no Transfer-Encoding")
+            if coding.lower() != b"chunked":
+                self._refuse(501, "the only transfer coding here is chunked")
+            has_body = True
+        elif length is not None:
+            # llhttp lets only digits (and the space after them) pass, up to 2**64 - 1.
+            announced_bytes = int(length)
+            if announced_bytes > self._limits.body_bytes:
+                self._refuse(413, "the body is too large")
+            has_body = announced_bytes > 0
+        elif method in METHODS_WITH_CONTENT:
+            self._refuse(411, "this method needs a Content-Length")
+        else:
+            return False
+        # httptools tells llhttp to skip the body of every request that offers an Upgrade, so the body would be read
+        # as the next request.
+        if has_body and self._parser.should_upgrade():
+            self._refuse(400, "a request with a body can't offer an Upgrade here")
+        return has_body
+
+    def _check_trailers(self) -> None:
+        if not FORBIDDEN_TRAILERS.isdisjoint(self._headers):
+            self._refuse(400, "a trailer may not frame or route the request")
+        if len(self._headers) + self._repeated > self._limits.headers:
+            self._refuse(431, "there are too many trailers")
+        self._headers = {}
+
+    def _check_received(self) -> None:
+        """Bound what is held of a request that llhttp has not taken apart yet, such as half a header."""
+        limits = self._limits
+        head_bytes_max = limits.request_line_bytes + limits.headers_bytes
+        if self._request is None:
+            if self._received_bytes > head_bytes_max:
+                if not self.begun:
+                    self.refusal = Refusal(400, "this is not HTTP/1.1: only empty lines")
+                elif self._target:
+                    self.refusal = Refusal(431, "the headers are too large")
+                else:
+                    self.refusal = Refusal(414, "the request line is too long")
+        elif self._received_bytes > head_bytes_max + WIRE_BYTES_PER_BODY_BYTE * limits.body_bytes:
+            self.refusal = Refusal(413, "the body comes in too many pieces")
+
+    # Refusing
+
+    def _refuse(self, status: int, reason: str) -> NoReturn:
+        """Called in a callback: an exception is the one way to make llhttp stop there."""
+        self.refusal = Refusal(status, reason)
+        raise _Refused
+
+    def _on_parser_error(self, error: httptools.HttpParserError) -> None:
+        if self.refusal is not None:
+            return
+        if isinstance(error, HttpParserCallbackError):  # a mistake of ours, or someone's wish to stop
+            raise error.__context__ or error
+        reason = str(error)
+        if self._complete and not self._complete[-1].keep_alive:
+            self.surplus = True
+        elif isinstance(error, HttpParserInvalidMethodError):
+            self.refusal = self._refuse_method()
+        elif reason.startswith("Invalid method for HTTP"):  # one of RTSP, which llhttp knows too
+            self.refusal = Refusal(501, "this method is not known here")
+        elif reason == "Invalid HTTP version" or self._parser.get_method() == b"PRI":
+            self.refusal = Refusal(505, "this server speaks HTTP/1.1")
+        else:
+            self.refusal = Refusal(400, f"this is not HTTP/1.1: {reason}")
+
+    def _refuse_method(self) -> Refusal:
+        """501 for a token, as far as it is here, and 400 for what can't be a method (RFC 9110 9.1)."""
+        at = 0 if self._follows_body else self._request_start()
+        if _METHOD_THEN_SPACE.match(self._raw, at):
+            return Refusal(501, "this method is not known here")
+        return Refusal(400, "this is not HTTP/1.1: it starts with no method")
 
 
-def check_trailer(name: bytes) -> None:
-    """Trailers are thrown away, and refused where a proxy could take them for headers (RFC 9110, 6.5.1)."""
-    if name.lower() in _NOT_IN_TRAILERS:
-        raise Refused(400, "a trailer that is not allowed there")
-
-
-def check_head(method: bytes, target: bytes, version: str, headers: dict[bytes, bytes]) -> tuple[bytes, bytes]:
-    """The path and query of a request whose headers are complete. Raises Refused."""
-    if version not in ("1.1", "1.0"):
-        raise Refused(505, "this server speaks HTTP/1.1")
-    if method not in METHODS:
-        raise Refused(501, "this method is not known here")
-    host = headers.get(b"host")
-    if host is None:
-        if version == "1.1":
-            raise Refused(400, "Host is missing")  # RFC 9112, 3.2
-    elif not _HOST.fullmatch(host):
-        raise Refused(400, "Host is not one host")
-    coding = headers.get(b"transfer-encoding")
-    if coding is not None:
-        if version == "1.0":
-            raise Refused(400, "Transfer-Encoding in HTTP/1.0")  # RFC 9112, 6.1
-        if b"content-length" in headers:
-            raise Refused(400, "Content-Length beside Transfer-Encoding")  # RFC 9112, 6.1
-        if coding.lower() != b"chunked":
-            raise Refused(501, "the only transfer coding known here is chunked")
-    elif (length := headers.get(b"content-length")) is not None:
-        if not length.isdigit():
-            raise Refused(400, "Content-Length is not a number")  # RFC 9110, 8.6
-        if len(length) > 15 or int(length) > BODY_BYTES_MAX:
-            raise Refused(413, f"a body may have {BODY_BYTES_MAX} bytes")
-    elif method in _WITH_BODY:
-        raise Refused(411, "a body's length must be announced")
-    if b"expect" in headers and headers[b"expect"].lower() != b"100-continue":
-        raise Refused(417, "the only expectation known here is 100-continue")
-    return _split_target(target)
-
-
-def _split_target(target: bytes) -> tuple[bytes, bytes]:
-    if target.startswith(b"/"):
-        path, _, query = target.partition(b"?")
-    else:
-        # absolute-form, which a server must accept (RFC 9112, 3.2.2); "*" and authority-form lead nowhere here.
-        try:
-            parts = urlsplit(target)
-            good = parts.scheme in (b"http", b"https") and bool(_HOST.fullmatch(parts.netloc))
-        except ValueError:
-            good = False
-        if not good:
-            raise Refused(400, "the request target is neither a path nor an http URL")
-        path, query = parts.path or b"/", parts.query
-    return path, query.partition(b"#")[0]
+class _Refused(Exception):
+    """It never leaves this file."""

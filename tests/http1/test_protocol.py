@@ -1,0 +1,323 @@
+"""The connection against a fake transport, with time moved by hand."""
+
+import base64
+import json
+import random
+import re
+import socket
+from ipaddress import ip_network
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from adcore.http1.protocol import LINGER_BYTES, Limits
+from adcore.http1.response import respond
+from tests.http1.fakes import Connection, FakeTransport
+
+CORPUS = Path(__file__).parents[3] / "shared" / "corpora" / "http_requests.jsonl"
+H = b"Host: a\r\n"
+GET = b"GET /p HTTP/1.1\r\n" + H
+POST = b"POST /p HTTP/1.1\r\n" + H
+CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
+
+# Requests that the corpus accepts and that are refused here.
+REFUSED_HERE = {
+    "valid/009": "identity with Content-Length: RFC 9112 6.3",
+    "valid/013": "space after ; of a chunk extension: RFC 9112 7.1.1 (bad whitespace; llhttp refuses it)",
+    "valid/024": "PUT without a length: RFC 9110 15.5.12",
+    "valid/025": "gzip, chunked: RFC 9112 6.1",
+    "valid/025_line": "the same",
+    "valid/027": "bytes above 127 in the target: RFC 3986 2",
+    "valid/028": "space before the colon: RFC 9112 5.1",
+    "valid/029": "identity, chunked: RFC 9112 7",
+    "valid/030": "the same",
+    "valid/031": "an unknown method: RFC 9110 9.1",
+    "valid/031compat": "the same",
+    "valid/031compat2": "the same",
+    "valid/099": "shorter than its Content-Length: RFC 9112 8",
+    "valid/compat_obs_fold": "obs-fold: RFC 9112 5.2",
+    "valid/compat_obs_fold_huge": "the same",
+    "valid/pp_01": "PROXY protocol: no request line of RFC 9112 3",
+    "valid/pp_02": "the same",
+    "valid/pp_04": "the same, binary",
+    "valid/pp_05": "the same, binary",
+    "valid/rfc9112_smuggle_gzip_chunked_01": "RFC 9112 6.1",
+    "valid/rfc9112_smuggle_te_identity_chunked_01": "RFC 9112 7",
+    "valid/rfc9112_target_authority_connect_01": "CONNECT: RFC 9110 9.3.6",
+    "valid/rfc9112_target_authority_ipv6_01": "the same",
+}
+# ... and the other way round: a header line over a limit of gunicorn's test, within ours (RFC 9110 5.4).
+TAKEN_HERE = {"invalid/007"}
+
+
+def statuses(written: bytes) -> list[int]:
+    return [int(found) for found in re.findall(rb"HTTP/1\.1 (\d{3}) ", written)]
+
+
+def corpus() -> list[tuple[str, bool, bytes]]:
+    assert CORPUS.exists(), f"{CORPUS} is missing: the corpora lie beside the checkout"
+    cases = []
+    for line in CORPUS.read_text().splitlines():
+        row = json.loads(line)
+        raw = base64.b64decode(row["raw_b64"])
+        name = row["name"].removeprefix("gunicorn/")
+        if row["expect"] == "accept" and not row["has_host"]:
+            raw = re.sub(rb"( HTTP/1\.1\r\n)", rb"\1Host: a.example\r\n", raw)
+        cases.append((name, (row["expect"] == "accept" and name not in REFUSED_HERE) or name in TAKEN_HERE, raw))
+    assert len(cases) == 126
+    return cases
+
+
+@pytest.mark.parametrize("way", ["whole", "bytes", "random"])
+def test_the_corpus_is_taken_or_refused_alike_however_it_is_split(way: str) -> None:
+    seed = 20261123
+    print("seed", seed)
+    rng = random.Random(seed)
+    wrong = []
+    for name, accept, raw in corpus():
+        cuts = sorted({0, len(raw), *(rng.randrange(len(raw)) for _ in range(6))})
+        if way == "whole":
+            cuts = [0, len(raw)]
+        elif way == "bytes":
+            cuts = list(range(len(raw) + 1))
+        connection = Connection()
+        connection.receive(*(raw[a:b] for a, b in pairwise(cuts)))
+        if not connection.transport.ended:
+            connection.protocol.eof_received()
+        answers = statuses(connection.written)
+        if (bool(answers) and answers[-1] == 200) != accept:
+            wrong.append((name, answers))
+        if accept and connection.requests:
+            method, target = raw.lstrip(b"\r\n").split(b" ")[:2]
+            first = connection.requests[0]
+            path = re.sub(rb"^https?://[^/]*", b"", target.partition(b"#")[0])
+            if (first.method, first.path + (b"?" + first.query if first.query else b"")) != (method, path):
+                wrong.append((name, answers))
+    assert wrong == []
+
+
+def test_nothing_after_a_refused_request_is_answered() -> None:
+    for name, accept, raw in corpus():
+        if not accept:
+            connection = Connection()
+            connection.receive(raw + b"GET /after HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert b"/after" not in [request.path for request in connection.requests], name
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        (b"GET /p RTSP/1.1\r\n" + H + b"\r\n", 400),
+        (b"GET  /p HTTP/1.1\r\n" + H + b"\r\n", 400),
+        (b"GET /p  HTTP/1.1\r\n" + H + b"\r\n", 400),
+        (b"\n" + GET + b"\r\n", 400),
+        (b"\r" + GET + b"\r\n", 400),
+        (b"\r\n" + GET + b"\r\n", 200),
+        (b"GET /\r\n\r\n", 505),
+        (b"GET / HTTP/2.0\r\n\r\n", 505),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),
+        (b"GET / HTTP/1.1\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: a, b\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: a \r\n\r\n", 200),
+        (b"GET * HTTP/1.1\r\n" + H + b"\r\n", 400),
+        (b"GET http:///p HTTP/1.1\r\n" + H + b"\r\n", 400),
+        (b"BREW / HTTP/1.1\r\n" + H + b"\r\n", 501),
+        (b"CONNECT / HTTP/1.1\r\n" + H + b"\r\n", 501),
+        (POST + b"\r\n", 411),
+        (POST + b"Content-Length: 65537\r\n\r\n", 413),
+        (POST + b"Content-Length: 2 \r\n\r\nhi", 200),
+        (POST + b"Transfer-Encoding: gzip, chunked\r\n\r\n", 501),
+        (POST + b"Connection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: 3\r\n\r\nabc", 400),
+        (POST + b"Expect: 200-ok\r\nContent-Length: 1\r\n\r\na", 417),
+        (CHUNKED + b"0\r\nHost: b\r\n\r\n", 400),
+        (CHUNKED + b"0\r\nConnection: close\r\n\r\n", 400),
+        (CHUNKED + b"1;\r\na\r\n0\r\n\r\n", 400),
+        (CHUNKED + (b"1000\r\n" + b"a" * 4096 + b"\r\n") * 17, 413),
+        (CHUNKED + b"1;" + b"a" * 700_000, 413),
+        (b"GET /" + b"a" * 8180 + b" HTTP/1.1\r\n" + H + b"\r\n", 414),
+        (b"GET /" + b"a" * 8179 + b" HTTP/1.1\r\n" + H + b"\r\n", 414),
+        (b"GET /" + b"a" * 8178 + b" HTTP/1.1\r\n" + H + b"\r\n", 200),
+        (GET + b"".join(b"A%d: b\r\n" % n for n in range(99)) + b"\r\n", 200),
+        (GET + b"".join(b"A%d: b\r\n" % n for n in range(100)) + b"\r\n", 431),
+        (GET + b"A: b\r\n" * 100 + b"\r\n", 431),
+        (GET + b"A: " + b"b" * 60_000, 431),
+        (b"\r\n" * 30_000, 400),
+    ],
+)
+def test_a_rule_above_llhttp(raw: bytes, expected: int) -> None:
+    ways = [[raw]] if len(raw) > 2000 else [[raw], [raw[i : i + 1] for i in range(len(raw))]]
+    for pieces in ways:
+        connection = Connection()
+        written = connection.receive(*pieces)
+        if raw.startswith(b"BREW") and len(pieces) > 1:  # only its first byte is known when llhttp gives up
+            assert statuses(written)[0] in (400, 501)
+        else:
+            assert statuses(written) == [expected]
+        if expected >= 400:
+            assert b"\r\nConnection: close\r\n" in written
+            assert connection.transport.ended == "eof"
+            assert connection.requests == []
+
+
+def test_one_read_is_answered_in_order_with_one_write() -> None:
+    connection = Connection()
+    written = connection.receive(b"".join(b"GET /%d HTTP/1.1\r\nHost: a\r\n\r\n" % n for n in range(200)))
+    assert re.findall(rb"\r\n\r\n/(\d+)", written) == [b"%d" % n for n in range(200)]
+    assert len(connection.transport.writes) == 1
+    assert connection.server.statistics.requests == 200
+
+
+def test_a_peer_that_never_reads_gets_bounded_answers_and_is_cut() -> None:
+    connection = Connection(lambda request: respond(200, b"x" * 4000))
+    connection.transport.stuck = True
+    connection.receive(b"GET / HTTP/1.1\r\nHost:x\r\n\r\n" * 10_000)
+    assert not connection.transport.reading
+    assert len(connection.written) < 64 * 1024 + 80 * 4200
+    connection.loop.turn()
+    connection.loop.pass_time(29.0)
+    assert connection.transport.ended == ""
+    connection.loop.pass_time(1.1)
+    assert connection.transport.ended == "aborted"
+    assert connection.server.statistics.timeouts == {"write": 1}
+
+
+def test_reading_goes_on_where_it_stopped_when_the_peer_reads_again() -> None:
+    connection = Connection(lambda request: respond(200, request.path + b"x" * 4000))
+    connection.transport.stuck = True
+    connection.receive(b"".join(b"GET /%d HTTP/1.1\r\nHost: a\r\n\r\n" % n for n in range(300)))
+    while not connection.transport.reading:
+        connection.transport.stuck = False
+        connection.protocol.resume_writing()
+        connection.loop.turn()
+    assert re.findall(rb"\r\n\r\n/(\d+)x", connection.written) == [b"%d" % n for n in range(300)]
+
+
+@pytest.mark.parametrize(
+    ("head", "tail"),
+    [
+        (b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", b""),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", b"Connection: close\r\n"),
+        (b"GET / HTTP/1.0\r\n\r\n", b"Connection: close\r\n"),
+        (b"GET / HTTP/1.0\r\nProxy-Connection: keep-alive\r\n\r\n", b"Connection: close\r\n"),
+        (b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n", b"Connection: keep-alive\r\n"),
+    ],
+)
+def test_persistence(head: bytes, tail: bytes) -> None:
+    connection = Connection()
+    written = connection.receive(head)
+    assert written == (
+        b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nDate: Sun, 06 Nov 1994 08:49:37 GMT\r\n" + tail + b"\r\n/"
+    )
+    assert connection.transport.ended == ("closed" if b"close" in tail else "")
+
+
+def test_what_follows_a_last_answer_is_dropped_for_a_while_and_then_cut() -> None:
+    connection = Connection()
+    connection.receive(GET + b"Connection: close\r\n\r\n" + GET + b"\r\n")
+    assert statuses(connection.written) == [200]
+    assert connection.transport.ended == "eof"
+    connection.receive(b"a" * LINGER_BYTES)
+    assert connection.transport.ended == "eof"
+    connection.receive(b"a")
+    assert connection.transport.ended == "aborted"
+    quiet = Connection()
+    quiet.receive(b"\0")
+    quiet.loop.pass_time(5.1)
+    assert quiet.transport.ended == "aborted"
+    assert quiet.server.statistics.timeouts == {"linger": 1}
+
+
+def test_100_continue_only_when_a_body_is_awaited_and_allowed() -> None:
+    ask = POST + b"Expect: 100-continue\r\nContent-Length: 2\r\n\r\n"
+    connection = Connection()
+    assert connection.receive(ask) == b"HTTP/1.1 100 Continue\r\n\r\n"
+    assert statuses(connection.receive(b"hi")) == [100, 200]
+    assert statuses(Connection().receive(ask + b"h", b"i")) == [200]
+    chunked = ask.replace(b"Content-Length: 2", b"Transfer-Encoding: chunked")
+    assert statuses(Connection().receive(chunked, b"2\r\n", b"h", b"i\r\n0\r\n\r\n")) == [100, 200]
+    assert statuses(Connection().receive(ask + b"hi")) == [200]
+    assert statuses(Connection().receive(ask.replace(b"2\r", b"99999\r"))) == [413]
+    assert statuses(Connection().receive(ask.replace(b"HTTP/1.1", b"HTTP/1.0"))) == []
+
+
+@pytest.mark.parametrize(
+    ("sent", "seconds", "kind", "answers"),
+    [(b"", 75, "idle", []), (b"G", 10, "request", [408]), (POST + b"Content-Length: 2\r\n\r\nh", 10, "request", [408])],
+)
+def test_time_limits(sent: bytes, seconds: float, kind: str, answers: list[int]) -> None:
+    connection = Connection()
+    connection.receive(sent)
+    connection.loop.pass_time(seconds - 0.1)
+    if sent.startswith(b"G"):
+        connection.receive(b"E")  # a trickle buys no time
+    assert connection.transport.ended == ""
+    connection.loop.pass_time(0.2)
+    assert statuses(connection.written) == answers
+    assert connection.transport.ended == ("eof" if answers else "closed")
+    assert connection.server.statistics.timeouts == {kind: 1}
+
+
+def test_requests_in_one_read_touch_no_timer() -> None:
+    connection = Connection()
+    for _ in range(5):
+        connection.loop.pass_time(1.0)
+        connection.receive(GET + b"\r\n")
+    assert [timer.when for timer in connection.loop.timers] == [1075.0]
+
+
+def test_drain_finishes_what_has_begun_and_closes_the_rest() -> None:
+    idle, busy = Connection(), Connection()
+    busy.receive(GET)
+    for connection in (idle, busy):
+        connection.server.start_drain()
+        connection.loop.pass_time(0.1)
+    assert idle.transport.ended == "closed"
+    assert busy.transport.ended == ""
+    assert b"\r\nConnection: close\r\n" in busy.receive(b"\r\n")
+    assert not busy.server.all_closed.is_set()
+    busy.protocol.connection_lost(None)
+    assert busy.server.all_closed.is_set()
+
+
+def test_a_failing_handler_is_a_500_and_the_end(caplog: pytest.LogCaptureFixture) -> None:
+    def fail(request: object) -> None:
+        raise RuntimeError("secret")
+
+    connection = Connection(fail)  # type: ignore[arg-type]
+    written = connection.receive((GET + b"\r\n") * 2)
+    assert statuses(written) == [500]
+    assert b"secret" not in written
+    assert "secret" in caplog.text
+    assert connection.server.statistics.handler_errors == 1
+
+
+@pytest.mark.parametrize(
+    ("peername", "family", "expected"),
+    [
+        ("", socket.AF_UNIX, ("", True)),
+        (("10.0.0.7", 1), socket.AF_INET, ("10.0.0.7", True)),
+        (("::ffff:10.0.0.7", 1, 0, 0), socket.AF_INET6, ("10.0.0.7", True)),
+        (("192.0.2.1", 1), socket.AF_INET, ("192.0.2.1", False)),
+        (None, socket.AF_INET, ("", False)),  # gone before it was asked: not a unix socket
+    ],
+)
+def test_who_is_trusted(peername: object, family: int, expected: tuple[str, bool]) -> None:
+    connection = Connection(transport=FakeTransport(peername, family), trusted_peers=(ip_network("10.0.0.0/8"),))
+    connection.receive(GET + b"X-Country: JP \r\nCookie: a=1\r\nx-l: 1\r\nCookie: b=2\r\nX-L: 2\r\n\r\n")
+    request = connection.requests[0]
+    assert (request.peer, request.trusted) == expected
+    assert request.headers == {b"host": b"a", b"x-country": b"JP", b"cookie": b"a=1; b=2", b"x-l": b"1, 2"}
+
+
+def test_connections_beyond_the_limit_are_told_and_closed() -> None:
+    connection = Connection(limits=Limits(connections=0))
+    assert statuses(connection.written) == [503]
+    assert connection.transport.ended == "closed"
+    assert connection.server.statistics.turned_away == 1
+
+
+def test_head_is_get_without_the_body_even_when_refused() -> None:
+    got, headed = (Connection().receive(method + GET[3:] + b"\r\n") for method in (b"GET", b"HEAD"))
+    assert got == headed + b"/p"
+    assert Connection().receive(b"HEAD /p HTTP/1.1\r\n\r\n").endswith(b"Connection: close\r\n\r\n")
