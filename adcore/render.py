@@ -1,7 +1,7 @@
 """A creative in its placement, compiled once: then an answer is a join around an id and two tokens.
 
-Every field is escaped for the place it lands in: JSON that may also stand inside a <script>, HTML text, an attribute,
-a Location header. Only the `html` of an html creative goes out as it is, in a document whose policy sandboxes it.
+Every field is escaped for the place it lands in: JSON that may also stand inside a <script>, HTML text, an
+attribute. Only the `html` of an html creative goes out as it is, in a document whose policy sandboxes it.
 
 Pure: knows nothing of requests or the table.
 """
@@ -11,7 +11,8 @@ from functools import lru_cache
 from hashlib import sha256
 from html import escape
 from importlib import resources
-from typing import Any
+from typing import Any, Final
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -19,97 +20,122 @@ from adcore.core.inventory import Creative, Placement
 
 Headers = tuple[tuple[str, str], ...]
 
-# Reports the view by the MRC's rule for display ads: half of the pixels for one second, once. It finds its URL in an
-# attribute, so that the script itself is always the same and the policy can allow it by its hash.
+# Reports the view by the MRC's rule for display ads: half of the pixels in a visible tab for one second,
+# once. It finds its URL in an attribute, so that the script itself is always the same and the policy can
+# allow it by its hash. Where an image may go and a request may not (a stricter policy of the creative's own),
+# an image goes; the server counts one.
 _BEACON = (
-    "(function(){var u=document.body.getAttribute('data-view'),t,o;if(!u||!window.IntersectionObserver)return;"
-    "o=new IntersectionObserver(function(e){clearTimeout(t);if(e[e.length-1].intersectionRatio>=.5)"
-    "t=setTimeout(function(){o.disconnect();new Image().src=u},1000)},{threshold:[0,.5]});"
-    "o.observe(document.body)})()"
+    "(function(){var d=document,b=d.body,u=b.getAttribute('data-view'),r=0,t,o;"
+    "if(!window.IntersectionObserver)return;"
+    "function c(){clearTimeout(t);if(r>=.5&&!d.hidden)t=setTimeout(s,1000)}"
+    "function s(){o.disconnect();d.removeEventListener('visibilitychange',c);"
+    "fetch(u,{mode:'no-cors',credentials:'omit',keepalive:true}).catch(function(){new Image().src=u})}"
+    "o=new IntersectionObserver(function(e){r=e[e.length-1].intersectionRatio;c()},{threshold:[0,.5]});"
+    "d.addEventListener('visibilitychange',c);o.observe(b)})()"
 )
-_BEACON_HASH = b64encode(sha256(_BEACON.encode()).digest()).decode()
 _STYLE = (
     ":root{color-scheme:light dark}html,body{margin:0;height:100%;overflow:hidden}"
     "body{font:14px/1.35 system-ui,sans-serif}"
-    "a{display:block;box-sizing:border-box;height:100%;color:inherit;text-decoration:none}"
+    "a{display:block;box-sizing:border-box;height:100%;overflow:hidden;color:inherit;text-decoration:none}"
     "a:focus-visible{outline:2px solid;outline-offset:-2px}img{display:block;max-width:100%;max-height:100%}"
-    ".words{padding:8px 12px;border:1px solid #8886}strong,span{display:block}"
+    ".words{padding:8px 12px;border:1px solid #8886}.words img{max-height:50%}strong,span{display:block}"
 )
-_STYLE_THEIRS = "html,body{margin:0}"
-_STYLE_HASH = b64encode(sha256(_STYLE.encode()).digest()).decode()
+# The tag's srcdoc frames start with the same two lines: no margin, and links that leave the frame.
+_HEAD_THEIRS = '<base target="_blank"><style>html,body{margin:0;height:100%}</style>'
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'"
+
 
 # Ads are framed by the pages of any site that the operator lets ask for them.
+_EVERYWHERE = "base-uri 'none'; form-action 'none'; frame-ancestors *"
 _OURS = (
-    f"default-src 'none'; img-src http: https: data:; style-src 'sha256-{_STYLE_HASH}'; "
-    f"script-src 'sha256-{_BEACON_HASH}'; base-uri 'none'; form-action 'none'; frame-ancestors *"
+    f"default-src 'none'; img-src http: https: data:; style-src {_hash(_STYLE)}; "
+    f"script-src {_hash(_BEACON)}; connect-src 'self'{{here}}; {_EVERYWHERE}"
 )
 # The markup of an html creative is the advertiser's: an origin of its own, without the page's or our cookies.
 _THEIRS = (
     "sandbox allow-scripts allow-popups allow-popups-to-escape-sandbox; default-src 'none'; "
-    "img-src http: https: data:; media-src http: https: data:; font-src https: data:; "
-    "style-src 'unsafe-inline' https:; script-src 'unsafe-inline' https:; connect-src https:; "
-    "base-uri 'none'; form-action https:; frame-ancestors *"
+    "img-src http: https: data:; media-src http: https: data:; font-src http: https: data:; "
+    "style-src 'unsafe-inline' http: https:; script-src 'unsafe-inline' https:; frame-src https:; "
+    f"connect-src 'self' https:{{here}}; {_EVERYWHERE}"
 )
 _REFERRER = ("Referrer-Policy", "strict-origin-when-cross-origin")
+_NAME: Final = "Advertisement"
+_START: Final = '<!DOCTYPE html><html><head><meta charset="utf-8">'
 
-# Where the tokens go while compiling. The inventory refuses control characters, so no field holds these.
-_CLICK, _VIEW = "\x01", "\x02"
+# What differs between two answers, where it goes in a document that is being compiled.
+_ID: Final = object()
+_CLICK: Final = object()
+_VIEW: Final = object()
+Pieces = tuple[object, ...]
 
 
 class CompiledDecision:
-    """The answers that show one creative in one placement, as pieces around what differs from time to time."""
+    """The answers that show one creative in one placement, as pieces around what differs from time to
+    time."""
 
     __slots__ = ("_frame", "_json", "frame_headers")
 
-    def __init__(self, json_pieces: tuple[bytes, bytes, bytes, bytes], frame: str, frame_headers: Headers) -> None:
+    def __init__(self, json_pieces: tuple[bytes, bytes, bytes, bytes], frame: Pieces, frame_headers: Headers) -> None:
         self._json = json_pieces
         self._frame = frame
         self.frame_headers = frame_headers
 
     def json(self, impression_id: str, click_token: str, view_token: str) -> bytes:
-        """The decision of the design, as compact JSON."""
+        """The decision of the design, as compact JSON that may stand in a <script>."""
         start, to_click, to_view, end = self._json
         return b"".join(
             (start, impression_id.encode(), to_click, click_token.encode(), to_view, view_token.encode(), end)
         )
 
     def frame(self, impression_id: str, click_token: str, view_token: str) -> bytes:
-        """An HTML document for an iframe."""
-        return self._frame.replace(_CLICK, click_token).replace(_VIEW, view_token).encode()
+        """An HTML document for an iframe, to be sent with `frame_headers`."""
+        varying = {_ID: impression_id, _CLICK: click_token, _VIEW: view_token}
+        return "".join([piece if isinstance(piece, str) else varying[piece] for piece in self._frame]).encode()
 
 
 def compile_decision(placement: Placement, campaign_id: str, creative: Creative, public_url: str) -> CompiledDecision:
     """Compile for `public_url` (no slash at its end; "" makes the links relative)."""
-    click_url = f"{public_url}/v1/click?t={_CLICK}"
-    view_url = f"{public_url}/v1/view?t={_VIEW}"
-    shown = {
-        "id": creative.id,
-        "format": creative.format,
-        "width": placement.width,
-        "height": placement.height,
-        **_content(creative),
+    static = {
+        "placement": placement.id,
+        "campaign": campaign_id,
+        "creative": {
+            "id": creative.id,
+            "format": creative.format,
+            "width": placement.width,
+            "height": placement.height,
+            **_content(creative),
+        },
     }
-    static = {"placement": placement.id, "campaign": campaign_id, "creative": shown}
-    urls = json_for_script({"public": public_url})[len('{"public":"') : -len('"}')]
+    public = json_for_script(public_url)[1:-1]
+    here = urlsplit(public_url)
+    policy = _THEIRS if creative.format == "html" else _OURS
+    policy = policy.format(here=f" {here.scheme}://{here.netloc}" if public_url else "")
     return CompiledDecision(
         (
             b'{"impression_id":"',
-            b'",' + json_for_script(static)[1:-1] + b',"click_url":"' + urls + b"/v1/click?t=",
-            b'","view_url":"' + urls + b"/v1/view?t=",
+            b'",' + json_for_script(static)[1:-1] + b',"click_url":"' + public + b"/v1/click?t=",
+            b'","view_url":"' + public + b"/v1/view?t=",
             b'"}',
         ),
-        _frame(placement, creative, click_url, view_url),
-        (("Content-Security-Policy", _THEIRS if creative.format == "html" else _OURS), _REFERRER),
+        _frame(placement, creative, escape(public_url)),
+        (("Content-Security-Policy", policy), _REFERRER),
     )
 
 
 def empty_frame() -> tuple[bytes, Headers]:
     """The document of a frame that got no ad, and its headers."""
-    return _document("", "", _STYLE, "").encode(), (("Content-Security-Policy", _OURS), _REFERRER)
+    document = f"{_START}<title></title><style>{_STYLE}</style></head></html>"
+    return document.encode(), (("Content-Security-Policy", _OURS.format(here="")), _REFERRER)
 
 
 def landing_location(creative: Creative, impression_id: str) -> str:
-    """The creative's landing URL for this impression; the inventory's rules keep it fit for a Location header."""
+    """The creative's landing URL for this impression, fit for a Location header.
+
+    The inventory holds such URLs in ASCII, without spaces and controls; the macro {click_id} becomes the id.
+    """
     assert creative.landing_url is not None
     return creative.landing_url.replace("{click_id}", impression_id)
 
@@ -140,43 +166,61 @@ def _content(creative: Creative) -> dict[str, Any]:
     return {"data": creative.data}
 
 
-def _frame(placement: Placement, creative: Creative, click_url: str, view_url: str) -> str:
+def _frame(placement: Placement, creative: Creative, public: str) -> Pieces:
+    """The document; `public` is escaped for an attribute."""
+    click_url = (f"{public}/v1/click?t=", _CLICK)
+    body: Pieces
     if creative.format == "html":
-        assert creative.html is not None
-        markup = creative.html.replace("{click_url}", escape(click_url))
-        return _document(f' data-view="{escape(view_url)}"', markup, _STYLE_THEIRS, _BEACON)
-    if creative.format == "image":
-        inner = (
-            f'<img src="{escape(creative.image_url or "")}" alt="{escape(creative.alt)}" '
-            f'width="{placement.width}" height="{placement.height}">'
-        )
-        classes = ""
+        head = _HEAD_THEIRS
+        # What the advertiser wrote around the macro is theirs; the URL needs no escaping in an attribute or a
+        # string.
+        first, *rest = (creative.html or "").split("{click_url}")
+        body = (first, *(piece for after in rest for piece in (*click_url, after)))
     else:
-        inner = _words(creative.data or {})
-        classes = ' class="words"'
-    link = f'<a{classes} href="{escape(click_url)}" target="_blank" rel="noopener sponsored">{inner}</a>'
-    return _document(f' data-view="{escape(view_url)}"', link, _STYLE, _BEACON)
-
-
-def _words(data: dict[str, Any]) -> str:
-    """The title, picture, text and call to action of text and native data; what else it holds is for other pages."""
-    parts = []
-    for name, element in (("title", "strong"), ("image_url", "img"), ("text", "span"), ("cta", "strong")):
-        value = data.get(name)
-        if not isinstance(value, str) or not value:
-            continue
-        if element != "img":
-            parts.append(f"<{element}>{escape(value)}</{element}>")
-        elif value.lower().startswith(("http://", "https://")):
-            parts.append(f'<img src="{escape(value)}" alt="">')
-    return "".join(parts)
-
-
-def _document(attributes: str, body: str, style: str, script: str) -> str:
+        head = f"<style>{_STYLE}</style>"
+        classes, inner = ("", _image(placement, creative)) if creative.format == "image" else _words(creative)
+        body = (
+            f'<a{classes} href="',
+            *click_url,
+            f'" target="_blank" rel="noopener sponsored">{inner}</a>',
+        )
     return (
-        '<!DOCTYPE html><html lang=""><head><meta charset="utf-8"><title>Ad</title>'
-        + (f"<style>{style}</style>" if style else "")
-        + f"</head><body{attributes}>{body}"
-        + (f"<script>{script}</script>" if script else "")
-        + "</body></html>"
+        f'{_START}<title>{_NAME}</title>{head}</head><body data-impression="',
+        _ID,
+        f'" data-view="{public}/v1/view?t=',
+        _VIEW,
+        # Before the advertiser's markup, where nothing left open in it can swallow the script.
+        f'"><script>{_BEACON}</script>',
+        *body,
+        "</body></html>",
     )
+
+
+def _image(placement: Placement, creative: Creative) -> str:
+    # It names the link for those who do not see it.
+    alt = creative.alt.strip() or _NAME
+    return (
+        f'<img src="{escape(creative.image_url or "")}" alt="{escape(alt)}" '
+        f'width="{placement.width}" height="{placement.height}">'
+    )
+
+
+def _words(creative: Creative) -> tuple[str, str]:
+    """The link's attributes, and the title, picture, text and call to action of text and native data.
+
+    What else native data holds is for pages that draw it themselves.
+    """
+    data = creative.data or {}
+    title, image_url, text, cta = (
+        value if isinstance(value := data.get(name), str) else "" for name in ("title", "image_url", "text", "cta")
+    )
+    inner = ""
+    if title:
+        inner += f"<strong>{escape(title)}</strong>"
+    if image_url.lower().startswith(("http://", "https://")):
+        inner += f'<img src="{escape(image_url)}" alt="">'
+    if text:
+        inner += f"<span>{escape(text)}</span>"
+    if cta:
+        inner += f"<strong>{escape(cta)}</strong>"
+    return ' class="words"' + ("" if title or text or cta else f' aria-label="{_NAME}"'), inner

@@ -1,110 +1,149 @@
 /* adcore's tag: fills every <ins data-adcore-placement="P"> of the page, all in one request.
    <script async src="https://ads.example.net/v1/tag.js"></script>
-   Page facts: data-adcore-keywords="a,b" and data-adcore-kv-NAME="V" on the slots. Sends nothing that names a person. */
+   On a slot: data-adcore-size="300x250" keeps its place while the ad is on its way; data-adcore-keywords="a,b" and
+   data-adcore-kv-NAME="V" say what the page is about. Then data-adcore-state is "loading", "filled" or "empty".
+   Sends nothing that names a person, and no cookies where the browser says Global Privacy Control. */
 (function () {
   "use strict";
-  var script = document.currentScript;
-  if (!script || !window.fetch) return;
-  var base = new URL(script.src).origin;
+  var script = document.currentScript, SLOTS_MAX = 32;
+  if (!script || !script.src || !window.fetch) return;
 
-  function slots() {
-    return [].slice.call(document.querySelectorAll("ins[data-adcore-placement]:not([data-adcore-done])"));
+  function absolute(url) { return new URL(url, script.src).href; }
+
+  function reserve(slot, width, height) {
+    var style = slot.style;
+    style.display = "inline-block";
+    style.width = width + "px";
+    style.height = height + "px";
+    style.overflow = "hidden";
+    style.textDecoration = "none";
   }
 
-  function query(all) {
-    var facts = new URLSearchParams(), keywords = {}, values = {};
-    facts.set("placement", all.map(function (slot) { return slot.getAttribute("data-adcore-placement"); }).join(","));
-    facts.set("n", "1");
-    all.forEach(function (slot) {
+  function query(slots) {
+    var facts = new URLSearchParams(), keywords = [];
+    facts.set("placement", slots.map(function (slot) { return slot.getAttribute("data-adcore-placement"); }).join(","));
+    slots.forEach(function (slot) {
       [].forEach.call(slot.attributes, function (attribute) {
-        var name = attribute.name, kv = "data-adcore-kv-";
-        if (name === "data-adcore-keywords") {
-          attribute.value.split(",").forEach(function (word) { keywords[word] = 1; });
-        } else if (name.indexOf(kv) === 0) {
-          values["kv." + name.slice(kv.length)] = attribute.value;
-        }
+        var key = /^data-adcore-kv-(.+)/.exec(attribute.name);
+        if (attribute.name === "data-adcore-keywords") keywords = keywords.concat(attribute.value.split(","));
+        if (!key) return;
+        key = "kv." + key[1];
+        if (facts.getAll(key).indexOf(attribute.value) < 0) facts.append(key, attribute.value);
       });
     });
-    if (Object.keys(keywords).length) facts.set("keywords", Object.keys(keywords).join(","));
-    Object.keys(values).forEach(function (name) { facts.set(name, values[name]); });
-    return facts.toString();
+    keywords = keywords.filter(function (word, at) { return word.trim() && keywords.indexOf(word) === at; });
+    if (keywords.length) facts.set("keywords", keywords.join(","));
+    return facts;
   }
 
-  function element(name, parent, text) {
+  function add(parent, name, text) {
     var made = document.createElement(name);
     if (text) made.textContent = text;
     return parent.appendChild(made);
   }
 
-  function isWeb(url) { return /^https?:\/\//i.test(url || ""); }
+  function text(value) { return typeof value === "string" ? value : ""; }
 
-  function show(slot, decision) {
-    var creative = decision.creative, data = creative.data || {}, frame, link, image;
-    slot.style.cssText += ";display:inline-block;text-decoration:none;overflow:hidden;width:" +
-      creative.width + "px;height:" + creative.height + "px";
-    if (creative.format === "html") {
-      frame = element("iframe", slot);
-      frame.setAttribute("sandbox", "allow-scripts allow-popups allow-popups-to-escape-sandbox");
-      frame.title = "Ad";
-      frame.width = creative.width;
-      frame.height = creative.height;
-      frame.style.border = "0";
-      frame.srcdoc = creative.html.split("{click_url}").join(
-        new URL(decision.click_url, base).href.replace(/&/g, "&amp;").replace(/"/g, "&quot;"));
-    } else {
-      link = element("a", slot);
-      link.href = new URL(decision.click_url, base).href;
-      link.target = "_blank";
-      link.rel = "noopener sponsored";
-      if (creative.format === "image") {
-        image = element("img", link);
-        image.alt = creative.alt;
-        image.width = creative.width;
-        image.height = creative.height;
-        image.src = creative.image_url;
-      } else {
-        element("strong", link, data.title);
-        if (isWeb(data.image_url)) element("img", link).src = data.image_url;
-        element("span", link, (data.title ? " " : "") + (data.text || ""));
-        if (data.cta) element("strong", link, " " + data.cta);
-      }
-    }
-    watch(slot, new URL(decision.view_url, base).href);
+  function showHtml(slot, creative, click) {
+    var frame = document.createElement("iframe");
+    frame.setAttribute("sandbox", "allow-scripts allow-popups allow-popups-to-escape-sandbox");
+    frame.title = "Advertisement";
+    frame.width = creative.width;
+    frame.height = creative.height;
+    frame.style.border = "0";
+    frame.srcdoc = '<!DOCTYPE html><base target="_blank"><style>html,body{margin:0;height:100%}</style>' +
+      creative.html.split("{click_url}").join(click.replace(/&/g, "&amp;").replace(/"/g, "&quot;"));
+    slot.appendChild(frame);
   }
 
-  /* MRC: half of the pixels in view for one second, once. */
+  function showLink(slot, creative, click) {
+    var link = add(slot, "a"), data = creative.data || {}, image;
+    link.href = click;
+    link.target = "_blank";
+    link.rel = "noopener sponsored";
+    link.style.cssText = "display:block;height:100%;color:inherit;text-decoration:none";
+    if (creative.format === "image") {
+      image = add(link, "img");
+      image.alt = creative.alt || "Advertisement";
+      image.width = creative.width;
+      image.height = creative.height;
+      image.src = creative.image_url;
+      return;
+    }
+    if (text(data.title)) add(link, "strong", data.title).style.display = "block";
+    if (/^https?:\/\//i.test(text(data.image_url))) {
+      image = add(link, "img");
+      image.alt = "";
+      image.style.cssText = "display:block;max-width:100%;max-height:50%";
+      image.src = data.image_url;
+    }
+    if (text(data.text)) add(link, "span", data.text).style.display = "block";
+    if (text(data.cta)) add(link, "strong", data.cta).style.display = "block";
+    if (!link.textContent) link.setAttribute("aria-label", "Advertisement");
+  }
+
+  /* The MRC's rule for display ads: half of the pixels in a visible tab for one second, once. */
   function watch(slot, url) {
-    var timer, observer;
+    var ratio = 0, timer, observer;
     if (!window.IntersectionObserver) return;
-    observer = new IntersectionObserver(function (entries) {
+    function check() {
       clearTimeout(timer);
-      if (entries[entries.length - 1].intersectionRatio < 0.5) return;
-      timer = setTimeout(function () {
-        observer.disconnect();
-        fetch(url, { keepalive: true, mode: "no-cors" }).catch(function () {});
-      }, 1000);
+      if (ratio >= 0.5 && !document.hidden) timer = setTimeout(report, 1000);
+    }
+    function report() {
+      observer.disconnect();
+      document.removeEventListener("visibilitychange", check);
+      fetch(url, { mode: "no-cors", credentials: "omit", keepalive: true }).catch(function () {});
+    }
+    observer = new IntersectionObserver(function (entries) {
+      ratio = entries[entries.length - 1].intersectionRatio;
+      check();
     }, { threshold: [0, 0.5] });
+    document.addEventListener("visibilitychange", check);
     observer.observe(slot);
   }
 
+  function show(slot, decision) {
+    var creative = decision.creative, click = absolute(decision.click_url);
+    reserve(slot, creative.width, creative.height);
+    (creative.format === "html" ? showHtml : showLink)(slot, creative, click);
+    slot.setAttribute("data-adcore-state", "filled");
+    watch(slot, absolute(decision.view_url));
+  }
+
+  /* Decisions come in the order of the slots; a slot that got nothing has none. */
+  function place(slots, decisions) {
+    decisions.forEach(function (decision) {
+      var slot = slots.filter(function (one) {
+        return one.getAttribute("data-adcore-state") === "loading" &&
+          one.getAttribute("data-adcore-placement") === decision.placement;
+      })[0];
+      try { if (slot) show(slot, decision); } catch (error) { slot.textContent = ""; }
+    });
+  }
+
+  function ask(slots) {
+    fetch(absolute("decision?" + query(slots)), {
+      credentials: navigator.globalPrivacyControl ? "omit" : "include"
+    }).then(function (answer) {
+      return answer.status === 200 ? answer.json() : { decisions: [] };
+    }).then(function (answer) {
+      place(slots, answer.decisions || [answer]);
+    }).catch(function () {}).then(function () {
+      slots.forEach(function (slot) {
+        if (slot.getAttribute("data-adcore-state") === "loading") slot.setAttribute("data-adcore-state", "empty");
+      });
+    });
+  }
+
   function fill() {
-    var all = slots();
-    if (!all.length) return;
-    all.forEach(function (slot) { slot.setAttribute("data-adcore-done", ""); });
-    fetch(base + "/v1/decision?" + query(all), { credentials: "include" })
-      .then(function (answer) { return answer.status === 200 ? answer.json() : { decisions: [] }; })
-      .then(function (answer) {
-        answer.decisions.forEach(function (decision) {
-          for (var i = 0; i < all.length; i++) {
-            if (all[i] && all[i].getAttribute("data-adcore-placement") === decision.placement) {
-              show(all[i], decision);
-              all[i] = null;
-              break;
-            }
-          }
-        });
-      })
-      .catch(function () {});
+    var slots = [].slice.call(document.querySelectorAll("ins[data-adcore-placement]:not([data-adcore-state])"));
+    slots.forEach(function (slot) {
+      var size = /^(\d+)x(\d+)$/.exec(slot.getAttribute("data-adcore-size") || "");
+      if (size) reserve(slot, size[1], size[2]);
+      slot.setAttribute("data-adcore-state", "loading");
+    });
+    for (var at = 0; at < slots.length; at += SLOTS_MAX) ask(slots.slice(at, at + SLOTS_MAX));
   }
 
   if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", fill);

@@ -1,171 +1,298 @@
+"""Every field lands in its place as text: no field's text can open a tag, an attribute or a script."""
+
 import gzip
 import json
+import re
+from base64 import b64encode
+from hashlib import sha256
 from html.parser import HTMLParser
 from typing import Any
 
-from hypothesis import given
+import pytest
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adcore.core.inventory import Creative, Placement
+from adcore.core.inventory import Creative, Format, Placement, check_inventory
 from adcore.render import compile_decision, empty_frame, json_for_script, landing_location, tag_js
 
-PLACEMENT = Placement(id="side", width=300, height=250)
-ID, CLICK, VIEW = "0123456789abcdef" * 2, "k~click", "k~view"
-NASTY = st.one_of(
-    st.sampled_from(
-        [
-            "</script><script>alert(1)</script>",
-            '"><img src=x onerror=alert(1)>',
-            "' onclick='alert(1)",
-            "<!--",
-            "]]>",
-            "&quot;&lt;",
-            "\u2028\u2029",
-            "{click_url}",
-            "javascript:alert(1)",
-        ]
+ID = "0123456789abcdef" * 2
+CLICK, VIEW = "k1~click~token", "k1~view~token"
+TOP = Placement(id="top", width=728, height=90)
+PUBLIC = "https://ads.example.net/x"
+
+# What has broken out of one context or another before.
+BREAKERS = (
+    *(
+        "<",
+        ">",
+        '"',
+        "'",
+        "&",
+        "&lt;",
+        "\\",
+        "]]>",
+        "<!--",
+        "-->",
+        "<script>",
+        "</script>",
+        "</a>",
+        "</body>",
     ),
-    st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=30),
+    *(
+        "<img src=x onerror=alert(1)>",
+        '" onload="alert(1)',
+        "javascript:alert(1)",
+        "{click_url}",
+        "{here}",
+        "%s",
+    ),
+    *(" ", "\x01", "\x02", "\0", "\r\n", "\u2028", "\u2029", "é", "😀"),
 )
+hostile = st.text() | st.lists(st.sampled_from(BREAKERS)).map("".join)
 
 
-def creative(**fields: Any) -> Creative:
-    return Creative(
-        **{
-            "id": "c-1",
-            "placement_size": (300, 250),
-            "format": "image",
-            "image_url": "https://img.example.net/1.png",
-            "landing_url": "https://shop.example.net/?c={click_id}",
-            **fields,
-        }
-    )
+def creative(format: Format, **fields: Any) -> Creative:
+    given = {
+        "image_url": "https://img.example.net/1.png",
+        "landing_url": "https://shop.example.net/",
+        **fields,
+    }
+    return Creative(id="spring-1", placement_size=(728, 90), format=format, **given)
 
 
-class Page(HTMLParser):
-    """The elements of a document, the texts outside of style and script, and the attributes."""
+def shown(creative: Creative, public_url: str = "") -> Any:
+    return json.loads(compile_decision(TOP, "spring", creative, public_url).json(ID, CLICK, VIEW))
 
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.texts: list[str] = []
-        self.open: list[str] = []
-        self.feed(html)
+
+class Document(HTMLParser):
+    """The tags with their attributes, the text and the scripts of a document."""
+
+    def __init__(self, body: bytes) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: list[str] = []
+        self.attributes: dict[str, dict[str, str | None]] = {}
+        self.texts: dict[str, str] = {}
+        self._open: list[str] = []
+        self.feed(body.decode())
         self.close()
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-        self.open.append(tag)
+        self.tags.append(tag)
+        assert len(dict(attrs)) == len(attrs)
+        self.attributes[tag] = dict(attrs)
+        if tag not in ("meta", "img", "base"):
+            self._open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
-        while self.open and self.open.pop() != tag:
-            pass
+        self.tags.append("/" + tag)
+        assert self._open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if not {"style", "script", "title"} & set(self.open):
-            self.texts.append(data)
+        self.texts[self._open[-1]] = self.texts.get(self._open[-1], "") + data
+
+    def handle_comment(self, data: str) -> None:
+        raise AssertionError(f"a comment: {data}")
 
 
-def frame_of(shown: Creative) -> str:
-    return compile_decision(PLACEMENT, "s", shown, "").frame(ID, CLICK, VIEW).decode()
+def framed(creative: Creative, public_url: str = "") -> Document:
+    return Document(compile_decision(TOP, "spring", creative, public_url).frame(ID, CLICK, VIEW))
 
 
-def names(page: Page) -> list[str]:
-    return [name for name, _ in page.elements]
+def policy(creative: Creative, public_url: str = "") -> dict[str, list[str]]:
+    headers = dict(compile_decision(TOP, "spring", creative, public_url).frame_headers)
+    return {name: values for name, *values in (part.split() for part in headers["Content-Security-Policy"].split("; "))}
 
 
-def test_a_decision_is_the_json_of_the_design() -> None:
-    compiled = compile_decision(PLACEMENT, "spring", creative(alt="Spring"), "https://ads.example.net")
-    assert json.loads(compiled.json(ID, CLICK, VIEW)) == {
+def hash_source(text: str) -> str:
+    return f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'"
+
+
+# --- JSON
+
+
+@pytest.mark.parametrize(
+    ("creative", "fields"),
+    [
+        (creative("image", alt="A"), {"image_url": "https://img.example.net/1.png", "alt": "A"}),
+        (creative("html", html="<b>hi</b>", alt="A"), {"html": "<b>hi</b>"}),
+        (creative("text", data={"text": "t", "title": "T"}), {"data": {"text": "t", "title": "T"}}),
+        (creative("native", data={"a": [1, None, {"b": 0.5}]}), {"data": {"a": [1, None, {"b": 0.5}]}}),
+    ],
+)
+def test_a_decision_has_the_fields_of_its_format(creative: Creative, fields: dict[str, Any]) -> None:
+    assert shown(creative) == {
         "impression_id": ID,
-        "placement": "side",
+        "placement": "top",
         "campaign": "spring",
-        "creative": {
-            "id": "c-1",
-            "format": "image",
-            "width": 300,
-            "height": 250,
-            "image_url": "https://img.example.net/1.png",
-            "alt": "Spring",
-        },
-        "click_url": f"https://ads.example.net/v1/click?t={CLICK}",
-        "view_url": f"https://ads.example.net/v1/view?t={VIEW}",
+        "creative": {"id": "spring-1", "format": creative.format, "width": 728, "height": 90, **fields},
+        "click_url": f"/v1/click?t={CLICK}",
+        "view_url": f"/v1/view?t={VIEW}",
     }
 
 
-@given(NASTY, NASTY)
-def test_json_holds_any_text_and_ends_no_script(alt: str, text: str) -> None:
-    for shown, field in (
-        (creative(alt=alt), "alt"),
-        (creative(format="text", data={"text": text, "title": alt}), "data"),
-        (creative(format="html", html=text or "-"), "html"),
+def test_the_public_url_stands_before_the_paths() -> None:
+    decision = shown(creative("text", data={"text": "t"}), PUBLIC)
+    assert decision["click_url"] == f"https://ads.example.net/x/v1/click?t={CLICK}"
+    assert decision["view_url"] == f"https://ads.example.net/x/v1/view?t={VIEW}"
+
+
+@given(hostile, hostile, hostile)
+def test_any_text_makes_json_that_may_stand_in_a_script(alt: str, html: str, text: str) -> None:
+    for one, fields in (
+        (creative("image", image_url=html, alt=alt), {"image_url": html, "alt": alt}),
+        (creative("html", html=html), {"html": html}),
+        (creative("native", data={text: [text]}), {"data": {text: [text]}}),
     ):
-        raw = compile_decision(PLACEMENT, "spring", shown, "").json(ID, CLICK, VIEW)
-        assert json.loads(raw)["creative"][field] == getattr(shown, field)
-        assert not set(raw) & set(b"<>&")
-        assert "\u2028" not in raw.decode()
+        body = compile_decision(TOP, "spring", one, "").json(ID, CLICK, VIEW)
+        assert re.search(r"[<>&\u2028\u2029]", body.decode()) is None
+        assert fields.items() <= json.loads(body)["creative"].items()
 
 
-@given(NASTY)
-def test_an_image_frame_holds_one_link_and_one_image(alt: str) -> None:
-    page = Page(compile_decision(PLACEMENT, "s", creative(alt=alt), "").frame(ID, CLICK, VIEW).decode())
-    assert names(page) == ["html", "head", "meta", "title", "style", "body", "a", "img", "script"]
-    attributes = dict(page.elements)
-    assert attributes["img"]["alt"] == alt
-    assert set(attributes["img"]) == {"src", "alt", "width", "height"}
-    assert attributes["a"]["href"] == f"/v1/click?t={CLICK}"
-    assert attributes["a"]["rel"] == "noopener sponsored"
-    assert attributes["body"] == {"data-view": f"/v1/view?t={VIEW}"}
+def test_signs_that_end_a_script_are_written_as_escapes() -> None:
+    assert json_for_script("</script>&\u2028\u2029") == rb'"\u003c/script\u003e\u0026\u2028\u2029"'
 
 
-@given(NASTY, NASTY, NASTY, NASTY)
-def test_words_stay_words(title: str, text: str, cta: str, image_url: str) -> None:
-    data = {"title": title, "text": text, "cta": cta, "image_url": image_url, "price": 3, "more": {"text": "<b>"}}
-    for form in ("text", "native"):
-        page = Page(compile_decision(PLACEMENT, "s", creative(format=form, data=data), "").frame(ID, "c", "v").decode())
-        assert set(names(page)) <= {"html", "head", "meta", "title", "style", "body", "a", "strong", "span", "script"}
-        assert "".join(page.texts).split() == " ".join([title, text, cta]).split() or "".join(page.texts) == (
-            title + text + cta
-        )
+# --- frames
 
 
-def test_a_picture_of_native_data_is_shown_from_the_web_only() -> None:
-    for url, shown in (("https://img.example.net/1.png", True), ("javascript:alert(1)", False), ("//x/y", False)):
-        data = {"text": "t", "image_url": url}
-        page = Page(
-            compile_decision(PLACEMENT, "s", creative(format="native", data=data), "").frame(ID, "c", "v").decode()
-        )
-        assert ("img" in names(page)) is shown
+def test_an_image_is_a_link_with_its_size_and_words() -> None:
+    document = framed(creative("image", alt="A spring sale"))
+    assert document.attributes["a"] == {
+        "href": f"/v1/click?t={CLICK}",
+        "target": "_blank",
+        "rel": "noopener sponsored",
+    }
+    assert document.attributes["img"] == {
+        "src": "https://img.example.net/1.png",
+        "alt": "A spring sale",
+        "width": "728",
+        "height": "90",
+    }
+    assert document.attributes["body"] == {"data-impression": ID, "data-view": f"/v1/view?t={VIEW}"}
 
 
-def test_an_html_creative_goes_out_as_it_is_in_a_sandbox() -> None:
-    compiled = compile_decision(
-        PLACEMENT, "s", creative(format="html", html='<a href="{click_url}">x</a><script>1</script>'), ""
-    )
-    html = compiled.frame(ID, "a&b", VIEW).decode()
-    assert f'<a href="/v1/click?t=a&b">x</a><script>1</script>' in html  # noqa: F541
-    policy = dict(compiled.frame_headers)["Content-Security-Policy"]
-    assert policy.startswith("sandbox allow-scripts ")
-    assert "allow-same-origin" not in policy
+def test_a_link_has_a_name_for_those_who_do_not_see_it() -> None:
+    assert framed(creative("image", alt=" ")).attributes["img"]["alt"] == "Advertisement"
+    drawn_by_the_page = framed(creative("native", data={"price": 5, "text": ["no", "text"]}))
+    assert drawn_by_the_page.attributes["a"]["aria-label"] == "Advertisement"
 
 
-def test_our_own_frames_run_our_own_script_only() -> None:
-    for form, fields in (("image", {}), ("text", {"data": {"text": "t"}}), ("native", {"data": {}})):
-        compiled = compile_decision(PLACEMENT, "s", creative(format=form, **fields), "")
-        policy = dict(compiled.frame_headers)["Content-Security-Policy"]
-        directives = dict(part.split(" ", 1) for part in policy.split("; "))
-        assert directives["default-src"] == "'none'"
-        assert directives["script-src"].startswith("'sha256-")
-        assert "unsafe" not in policy
+@given(hostile, hostile)
+@settings(max_examples=200, deadline=None)
+def test_no_field_of_an_image_leaves_its_attribute(url: str, alt: str) -> None:
+    plain = framed(creative("image", alt="A"))
+    document = framed(creative("image", image_url=url, alt=alt))
+    assert document.tags == plain.tags
+    assert document.texts == plain.texts
+    image, plain_image = document.attributes.pop("img"), plain.attributes.pop("img")
+    assert document.attributes == plain.attributes
+    assert image.keys() == plain_image.keys()
+    assert (image["src"], image["alt"]) == (url, alt.strip() or "Advertisement")
+
+
+@given(hostile, hostile, hostile, hostile)
+@settings(max_examples=200, deadline=None)
+def test_no_field_of_text_or_native_data_leaves_its_element(title: str, text: str, cta: str, url: str) -> None:
+    plain = framed(creative("native", data={"title": "T", "text": "t", "cta": "c", "image_url": "https://x/"}))
+    data = {
+        "title": f"T{title}",
+        "text": f"t{text}",
+        "cta": f"c{cta}",
+        "image_url": f"https://{url}",
+        "other": {url: text},
+    }
+    document = framed(creative("native", data=data))
+    assert document.tags == plain.tags
+    assert document.texts["strong"] == f"T{title}c{cta}"
+    assert document.texts["span"] == f"t{text}"
+    assert document.attributes.pop("img") == {"src": f"https://{url}", "alt": ""}
+    plain.attributes.pop("img")
+    assert document.attributes == plain.attributes
+    assert document.texts["script"] == plain.texts["script"]
+
+
+@pytest.mark.parametrize("url", ["javascript:alert(1)", "data:text/html,x", "//x", "", 5, None, ["https://x/"]])
+def test_a_picture_of_native_data_is_http_or_nothing(url: object) -> None:
+    assert "img" not in framed(creative("native", data={"text": "t", "image_url": url})).tags
+
+
+@pytest.mark.parametrize("format", ["image", "text", "native"])
+def test_the_policy_of_our_frames_allows_our_script_and_style_alone(format: Format) -> None:
+    one = creative(format, data={"text": "t"})
+    document, allowed = framed(one, PUBLIC), policy(one, PUBLIC)
+    assert allowed == {
+        "default-src": ["'none'"],
+        "img-src": ["http:", "https:", "data:"],
+        "style-src": [hash_source(document.texts["style"])],
+        "script-src": [hash_source(document.texts["script"])],
+        "connect-src": ["'self'", "https://ads.example.net"],
+        "base-uri": ["'none'"],
+        "form-action": ["'none'"],
+        "frame-ancestors": ["*"],
+    }
+    assert document.attributes["body"]["data-view"] == f"{PUBLIC}/v1/view?t={VIEW}"
+    assert document.attributes["a"]["href"] == f"{PUBLIC}/v1/click?t={CLICK}"
+
+
+def test_html_is_sent_as_it_is_into_a_sandbox() -> None:
+    html = '<a href="{click_url}">a</a><script>open("{click_url}")</script>\x01{click}<!-- \x02 left open'
+    one = creative("html", html=html, landing_url=None)
+    body = compile_decision(TOP, "spring", one, PUBLIC).frame(ID, CLICK, VIEW).decode()
+    click_url = f"{PUBLIC}/v1/click?t={CLICK}"
+    assert html.replace("{click_url}", click_url) + "</body></html>" in body
+    assert body.index("IntersectionObserver") < body.index(html[:9]), "what is left open can swallow the beacon"
+    allowed = policy(one, PUBLIC)
+    assert allowed["sandbox"] == ["allow-scripts", "allow-popups", "allow-popups-to-escape-sandbox"]
+    assert allowed["script-src"] == ["'unsafe-inline'", "https:"]
+    assert (allowed["base-uri"], allowed["form-action"]) == (["'none'"], ["'none'"])
+
+
+def test_without_a_public_url_links_are_relative() -> None:
+    assert policy(creative("html", html="x"))["connect-src"] == ["'self'", "https:"]
+    assert policy(creative("image"))["connect-src"] == ["'self'"]
+
+
+def test_a_frame_without_an_ad_is_an_empty_document() -> None:
     body, headers = empty_frame()
-    assert names(Page(body.decode())) == ["html", "head", "meta", "title", "style", "body"]
-    assert dict(headers)["Content-Security-Policy"] == policy
+    document = Document(body)
+    assert "script" not in document.tags
+    assert not {"body", "a", "img"} & set(document.tags)
+    assert hash_source(document.texts["style"]) in dict(headers)["Content-Security-Policy"]
 
 
-def test_the_impression_is_the_click_id_of_the_landing_url() -> None:
-    assert landing_location(creative(), ID) == f"https://shop.example.net/?c={ID}"
-    assert json_for_script("</script>") == b'"\\u003c/script\\u003e"'
+# --- landing
 
 
-def test_the_tag_is_small() -> None:
-    assert len(gzip.compress(tag_js())) <= 3 * 1024
+def test_the_macro_becomes_the_impression_id_wherever_it_stands() -> None:
+    one = creative("image", landing_url="https://shop.example.net/{click_id}?c={click_id}#{click_id}")
+    assert landing_location(one, ID) == f"https://shop.example.net/{ID}?c={ID}#{ID}"
+
+
+@given(
+    st.sampled_from(["https://shop.example.net/", "http://a/?", "https://", "HTTPS://x#", ""]),
+    hostile | st.text(alphabet="/?#@:[]{}click_id\\ \t\r\n\x7f\x85%é"),
+)
+@settings(max_examples=400, deadline=None)
+def test_a_landing_url_that_the_inventory_takes_is_fit_for_a_header(start: str, rest: str) -> None:
+    row = {
+        "id": "c",
+        "placement_size": [728, 90],
+        "format": "text",
+        "data": {"text": "t"},
+        "landing_url": start + rest,
+    }
+    campaign = {"id": "c", "name": "c", "priority": "house", "creatives": [row]}
+    inventory, problems = check_inventory({"placements": [], "campaigns": [campaign]})
+    if not problems:
+        location = landing_location(inventory.campaigns[0].creatives[0], ID)
+        assert re.fullmatch(r"(?i:https?)://[!-~]+", location)
+
+
+# --- the tag
+
+
+def test_the_tag_is_small_and_never_writes_a_field_as_markup() -> None:
+    tag = tag_js()
+    assert len(gzip.compress(tag)) <= 3 * 1024
+    assert not re.search(rb"innerHTML|outerHTML|insertAdjacent|document\.write|eval|Function\(", tag)
+    assert re.findall(rb"[\w.]*srcdoc[^;]*", tag)[0].startswith(b"frame.srcdoc = ")
