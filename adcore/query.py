@@ -47,7 +47,7 @@ class Query(NamedTuple):
 
 class _Body(msgspec.Struct, forbid_unknown_fields=True):
     placement: str | list[str]
-    n: int = 1
+    n: int | None = None
     keywords: str | list[str] = ""
     key_values: dict[str, str | list[str]] = {}
     user: str = ""
@@ -107,8 +107,9 @@ def parse_body(raw: bytes) -> Query:
         for name, values in body.key_values.items()
         for value in ([values] if isinstance(values, str) else values)
     ]
-    several = isinstance(body.placement, list) or body.n != 1
-    return _query(placements, body.n, several, keywords, key_values, body.user, body.visitor)
+    several = isinstance(body.placement, list) or body.n is not None
+    count = 1 if body.n is None else body.n
+    return _query(placements, count, several, keywords, key_values, body.user, body.visitor)
 
 
 def _query(

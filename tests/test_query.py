@@ -69,6 +69,7 @@ BODIES: list[tuple[dict[str, Any], Query]] = [
     ({"placement": ["top"]}, query("top", single=False)),
     ({"placement": "a,b"}, query("a", "b", single=False)),
     ({"placement": "a", "n": 2}, query("a", "a", single=False)),
+    ({"placement": "a", "n": 1}, query("a", single=False)),
     ({"placement": "a", "keywords": ["X", "y"]}, query("a", keywords=("x", "y"))),
     ({"placement": "a", "keywords": "X,y"}, query("a", keywords=("x", "y"))),
     (

@@ -69,26 +69,6 @@ class Facts(NamedTuple):
     bot: bool
 
 
-def build_facts(
-    user_agent: str = "",
-    accept_language: str = "",
-    country: str = "",
-    keywords: str = "",
-    key_values: Iterable[tuple[str, str]] = (),
-) -> Facts:
-    """The facts of header and parameter values as they were sent. Raises FactsError."""
-    agent = parse_user_agent(user_agent)
-    return Facts(
-        agent.device,
-        agent.os,
-        parse_country(country),
-        parse_accept_language(accept_language),
-        parse_keywords(keywords),
-        parse_key_values(key_values),
-        agent.bot,
-    )
-
-
 def parse_user_agent(text: str) -> Agent:
     """Device, system and whether it is a known bot, of a User-Agent header (its bytes read as Latin-1)."""
     return _parse_user_agent(text[:USER_AGENT_CHARS_MAX])

@@ -44,13 +44,9 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
     """Truncated to /24 or /48."""
 
 
-class Impression(Record, tag="impression", frozen=True, kw_only=True):
-    """A decision that was returned, with all that is needed to make it again."""
+class Answer(Record, frozen=True, kw_only=True):
+    """What a slot got, with all that is needed to decide it again."""
 
-    campaign: str
-    creative: str
-    chance: float
-    """The probability with which this creative was chosen."""
     languages: tuple[str, ...]
     keywords: tuple[str, ...]
     key_values: tuple[tuple[str, str], ...]
@@ -62,18 +58,20 @@ class Impression(Record, tag="impression", frozen=True, kw_only=True):
     """Campaigns that only counts kept outside the table held back, and why."""
 
 
-class Unfilled(Record, tag="unfilled", frozen=True, kw_only=True):
+class Impression(Answer, tag="impression", frozen=True, kw_only=True):
+    """A decision that was returned."""
+
+    campaign: str
+    creative: str
+    chance: float
+    """The probability with which this creative was chosen."""
+
+
+class Unfilled(Answer, tag="unfilled", frozen=True, kw_only=True):
     """A slot that got nothing: the main reason, and how many candidates fell to which."""
 
     reason: str
     reasons: Mapping[str, int]
-    languages: tuple[str, ...]
-    keywords: tuple[str, ...]
-    key_values: tuple[tuple[str, str], ...]
-    hour: int
-    weekday: int
-    user: str
-    excluded: Mapping[str, str]
 
 
 class View(Record, tag="view", frozen=True, kw_only=True):

@@ -18,9 +18,7 @@ from adcore.core.facts import (
     OPERATING_SYSTEMS,
     USER_AGENT_CHARS_MAX,
     Agent,
-    Facts,
     FactsError,
-    build_facts,
     parse_accept_language,
     parse_country,
     parse_key_values,
@@ -249,7 +247,7 @@ def test_key_values_in_normal_form() -> None:
 )
 def test_a_bad_parameter_is_refused_by_name(keywords: str, key_values: list[tuple[str, str]], field: str) -> None:
     with pytest.raises(FactsError) as caught:
-        build_facts(keywords=keywords, key_values=key_values)
+        _ = parse_keywords(keywords), parse_key_values(key_values)
     assert caught.value.field == field
     assert str(caught.value).startswith(field)
     assert isinstance(caught.value, ValueError)
@@ -277,22 +275,10 @@ def test_addresses_are_truncated(text: str, expected: str) -> None:
     assert truncate_ip(text) == expected
 
 
-def test_facts_of_headers_and_parameters_as_sent() -> None:
-    facts = build_facts(
-        user_agent="Mozilla/5.0 (iPhone; CPU iPhone OS 17_6_1 like Mac OS X) Mobile/15E148",
-        accept_language="ja-JP,en;q=0.5",
-        country="jp",
-        keywords="Manga",
-        key_values=[("section", "News")],
-    )
-    assert facts == Facts("mobile", "ios", "JP", ("ja-jp", "ja", "en"), ("manga",), (("section", "news"),), False)
-    assert len({facts, facts._replace()}) == 1
-    assert build_facts() == Facts("other", "other", "", (), (), (), False)
-
-
 def test_the_order_of_what_was_sent_does_not_matter() -> None:
     pairs = [("a", "1"), ("b", "2"), ("a", "3")]
-    assert build_facts(keywords="x,y,z", key_values=pairs) == build_facts(keywords="z,x,y,x", key_values=pairs[::-1])
+    assert parse_keywords("x,y,z") == parse_keywords("z,x,y,x")
+    assert parse_key_values(pairs) == parse_key_values(pairs[::-1])
 
 
 def test_the_data_is_there_once_the_module_is_imported() -> None:

@@ -23,6 +23,7 @@ from adcore.deliverylog.record import (
     encode_json,
     to_object,
 )
+from tests.records import click
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 EVENT = {
@@ -97,47 +98,30 @@ def test_no_bytes_make_the_reader_fail(data: bytes) -> None:
     assert sum(item.length for item in found if isinstance(item, Damage)) <= len(data)
 
 
-def sample(number: int) -> Click:
-    return Click(
-        time=1.5,
-        id=f"{number:032x}",
-        placement="top",
-        revision=1,
-        host="h",
-        device="mobile",
-        os="ios",
-        country="JP",
-        ivt=False,
-        ip="192.0.2.0",
-        campaign="c",
-        creative="c-1",
-    )
-
-
 @pytest.mark.parametrize("form", sorted(ENCODERS))
 def test_a_tail_torn_at_any_byte_is_reported_with_its_place(form: str) -> None:
-    whole = ENCODERS[form](sample(1))
+    whole = ENCODERS[form](click(1))
     for length in range(1, len(whole)):
         found = read(whole + whole[:length])
-        assert found == [sample(1), Damage(len(whole), length, "a torn record")], length
+        assert found == [click(1), Damage(len(whole), length, "a torn record")], length
 
 
 @pytest.mark.parametrize("form", sorted(ENCODERS))
 def test_any_byte_changed_in_the_middle_costs_one_record_at_most(form: str) -> None:
-    parts = [ENCODERS[form](sample(n)) for n in range(3)]
+    parts = [ENCODERS[form](click(n)) for n in range(3)]
     data = b"".join(parts)
     rng = random.Random(7)
     for at in range(len(parts[0]), len(parts[0]) + len(parts[1]) - 1):
         changed = data[:at] + bytes([data[at] ^ (1 << rng.randrange(8))]) + data[at + 1 :]
         kept = [item for item in read(changed) if not isinstance(item, Damage)]
-        assert sample(0) in kept
-        assert sample(2) in kept
+        assert click(0) in kept
+        assert click(2) in kept
         if form == "msgpack":
-            assert kept == [sample(0), sample(2)]
+            assert kept == [click(0), click(2)]
 
 
 def test_records_are_found_across_reads(monkeypatch: pytest.MonkeyPatch) -> None:
-    records = [sample(n) for n in range(20)]
+    records = [click(n) for n in range(20)]
     data = b"".join(ENCODERS["msgpack" if n % 2 else "json"](record) for n, record in enumerate(records))
     for size in (1, 2, 3, 7, 100, 1000):
         monkeypatch.setattr(reader, "READ_BYTES", size)
@@ -146,16 +130,16 @@ def test_records_are_found_across_reads(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_a_compressed_log_is_read_too(tmp_path: Path) -> None:
     path = tmp_path / "delivery.log.1.gz"
-    path.write_bytes(gzip.compress(ENCODERS["msgpack"](sample(1))))
+    path.write_bytes(gzip.compress(ENCODERS["msgpack"](click(1))))
     with open_log(path) as file:
-        assert list(read_records(file)) == [sample(1)]
+        assert list(read_records(file)) == [click(1)]
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
         (b'{"v": 2, "type": "click"}', "missing"),
-        (encode_json(sample(1)).replace(b'"v":1', b'"v":2'), "version 2"),
+        (encode_json(click(1)).replace(b'"v":1', b'"v":2'), "version 2"),
         (b'{"v": 1, "type": "sale"}', "sale"),
         (b"[]", "object"),
         (b"{", "truncated"),
@@ -169,5 +153,5 @@ def test_what_is_no_record_is_named(line: bytes, message: str) -> None:
 
 
 def test_fields_of_a_later_adcore_are_passed_over() -> None:
-    line = encode_json(sample(1)).replace(b'"v":1', b'"v":1,"later":[1]')
-    assert decode_json(line) == sample(1)
+    line = encode_json(click(1)).replace(b'"v":1', b'"v":1,"later":[1]')
+    assert decode_json(line) == click(1)

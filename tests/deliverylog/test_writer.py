@@ -12,28 +12,12 @@ import pytest
 
 from adcore.deliverylog.queue import RecordQueue
 from adcore.deliverylog.reader import Damage, read_records
-from adcore.deliverylog.record import ENCODERS, AnyRecord, Click, View
+from adcore.deliverylog.record import ENCODERS, AnyRecord
 from adcore.deliverylog.writer import LogWriter
 from adcore.errors import StartError
+from tests.records import click, view
 
 FORMATS = ("json", "msgpack")
-
-
-def record(number: int, kind: type[Click] | type[View] = Click) -> Click | View:
-    return kind(
-        time=float(number),
-        id=f"{number:032x}",
-        placement="top",
-        revision=1,
-        host="h",
-        device="mobile",
-        os="ios",
-        country="JP",
-        ivt=False,
-        ip="192.0.2.0",
-        campaign="c",
-        creative="c-1",
-    )
 
 
 def read(*paths: Path) -> list[AnyRecord | Damage]:
@@ -77,7 +61,7 @@ class Running:
 @pytest.mark.parametrize("form", FORMATS)
 def test_every_record_is_written_in_order(tmp_path: Path, form: str) -> None:
     path = tmp_path / "log"
-    records = [record(n, Click if n % 3 else View) for n in range(5000)]
+    records = [click(n) if n % 3 else view(n) for n in range(5000)]
 
     async def main() -> None:
         async with Running(path, form, bytes_max=8 << 20) as log:
@@ -117,7 +101,7 @@ def test_a_fault_at_the_nth_write_loses_and_doubles_nothing(
     tmp_path: Path, form: str, fault: int | str, nth: int
 ) -> None:
     path = tmp_path / "log"
-    records = [record(n) for n in range(40)]
+    records = [click(n) for n in range(40)]
     write = Faulty(nth, fault)
 
     async def main() -> None:
@@ -136,7 +120,7 @@ def test_a_fault_at_the_nth_write_loses_and_doubles_nothing(
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_a_write_may_stop_at_any_byte(tmp_path: Path, form: str) -> None:
-    records = [record(n) for n in range(3)]
+    records = [click(n) for n in range(3)]
     size = sum(len(ENCODERS[form](one)) for one in records)
 
     async def main(stop: int) -> None:
@@ -168,7 +152,7 @@ def test_what_does_not_fit_is_dropped_and_counted_exactly(tmp_path: Path, form: 
         async with Running(path, form, bytes_max=4096, write=write) as log:
             taken = []
             for n in range(100):
-                one = record(n, View if n % 4 == 0 else Click)
+                one = view(n) if n % 4 == 0 else click(n)
                 if log.queue.put(one):
                     taken.append(one)
                 await asyncio.sleep(0)
@@ -189,7 +173,7 @@ def test_what_does_not_fit_is_dropped_and_counted_exactly(tmp_path: Path, form: 
 @pytest.mark.parametrize("form", FORMATS)
 def test_every_record_is_in_one_file_across_reopenings(tmp_path: Path, form: str) -> None:
     path = tmp_path / "log"
-    records = [record(n) for n in range(2000)]
+    records = [click(n) for n in range(2000)]
     files = []
 
     async def main() -> None:
@@ -217,14 +201,14 @@ def test_what_waits_at_a_reopening_goes_to_the_old_file(tmp_path: Path) -> None:
 
     async def main() -> None:
         async with Running(path, "json") as log:
-            log.queue.put(record(1))
+            log.queue.put(click(1))
             path.rename(old)
             log.writer.reopen()
             await log.until(lambda: log.writer.reopens == 1)
-            log.queue.put(record(2))
+            log.queue.put(click(2))
 
     run(main())
-    assert (read(old), read(path)) == ([record(1)], [record(2)])
+    assert (read(old), read(path)) == ([click(1)], [click(2)])
 
 
 def test_an_open_that_fails_keeps_the_old_file(tmp_path: Path) -> None:
@@ -237,12 +221,12 @@ def test_an_open_that_fails_keeps_the_old_file(tmp_path: Path) -> None:
             path.parent.rename(gone)
             log.writer.reopen()
             await log.until(lambda: log.writer.reopen_failures == 1)
-            log.queue.put(record(1))
+            log.queue.put(click(1))
             await log.drained()
             assert log.writer.last_error == "No such file or directory"
 
     run(main())
-    assert read(gone / "log") == [record(1)]
+    assert read(gone / "log") == [click(1)]
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -258,7 +242,7 @@ def test_a_record_torn_by_a_full_disk_is_whole_in_the_next_file(tmp_path: Path, 
             raise OSError(errno.ENOSPC, "full")
         return os.write(fd, data)
 
-    records = [record(n) for n in range(5)]
+    records = [click(n) for n in range(5)]
 
     async def main() -> None:
         async with Running(path, form, write=write) as log:
@@ -288,10 +272,10 @@ def test_what_cannot_be_written_by_the_end_is_counted(tmp_path: Path, form: str)
         log.close_timeout_s = 0.05
         async with log:
             for n in range(7):
-                log.queue.put(record(n))
+                log.queue.put(click(n))
             await log.until(lambda: log.writer.write_errors > 0)
             for n in range(7, 10):
-                log.queue.put(record(n))
+                log.queue.put(click(n))
         assert log.queue.dropped == Counter(click=10)
         assert not log.writer.written
         assert log.queue.bytes == 0
@@ -312,7 +296,7 @@ def test_a_hung_disk_does_not_hold_up_the_exit(tmp_path: Path) -> None:
         log = Running(tmp_path / "log", "json", write=write)
         log.close_timeout_s = 0.05
         async with log:
-            log.queue.put(record(1))
+            log.queue.put(click(1))
             await asyncio.sleep(0)
         go_on.set()
 
@@ -322,18 +306,18 @@ def test_a_hung_disk_does_not_hold_up_the_exit(tmp_path: Path) -> None:
 @pytest.mark.parametrize("form", FORMATS)
 def test_a_log_with_a_torn_tail_is_continued(tmp_path: Path, form: str) -> None:
     path = tmp_path / "log"
-    whole = ENCODERS[form](record(1))
+    whole = ENCODERS[form](click(1))
 
     async def main() -> None:
         async with Running(path, form) as log:
-            log.queue.put(record(2))
+            log.queue.put(click(2))
 
     # A line that lacks only its end is a whole record, once the writer has ended it.
     for length in range(1, len(whole) - 1):
         path.write_bytes(whole + whole[:length])
         run(main())
         found = read(path)
-        assert [item for item in found if not isinstance(item, Damage)] == [record(1), record(2)], length
+        assert [item for item in found if not isinstance(item, Damage)] == [click(1), click(2)], length
         assert sum(isinstance(item, Damage) for item in found) == 1
 
 

@@ -6,23 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from adcore.deliverylog.record import ENCODERS, Click
+from adcore.deliverylog.record import ENCODERS
 from tests.process import adctl, environment
+from tests.records import click
 
-RECORD = Click(
-    time=1_800_000_000.5,
-    id="0123456789abcdef" * 2,
-    placement="top",
-    revision=1,
-    host="h",
-    device="mobile",
-    os="ios",
-    country="JP",
-    ivt=True,
-    ip="192.0.2.0",
-    campaign="spring",
-    creative="spring-1",
-)
+RECORD = click()
 
 
 @pytest.mark.parametrize("form", sorted(ENCODERS))
@@ -33,7 +21,7 @@ def test_log_cat_prints_either_form(tmp_path: Path, form: str) -> None:
     shown = adctl("log", "cat", str(packed), str(path))
     assert (shown.returncode, shown.stderr) == (0, "")
     assert shown.stdout == (
-        "2027-01-15T08:00:00.500+00:00  click       0123456789abcdef0123456789abcdef  top           "
+        "2027-01-15T08:00:01.500+00:00  click       00000000000000000000000000000001  top           "
         "spring/spring-1  [mobile ios JP 192.0.2.0 ivt]\n" * 3
     )
     as_json = adctl("log", "cat", "--json", str(path))
