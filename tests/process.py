@@ -70,7 +70,7 @@ class Adcore:
         self.log = state / "delivery.log"
         state.mkdir(parents=True, exist_ok=True)
         self.errors_path = state / "stderr.txt"
-        listener = [] if {"--fd", "--port"} & set(args) else ["--unix", f"{state}/ad.sock"]
+        listener = [] if {"--fd", "--port", "--unix"} & set(args) else ["--unix", f"{state}/ad.sock"]
         with self.errors_path.open("ab") as errors:
             self.process = subprocess.Popen(
                 [

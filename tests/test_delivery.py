@@ -426,6 +426,40 @@ def test_term_finishes_what_is_under_way(tmp_path: Path) -> None:
     assert len(server.records()) == 1
 
 
+@pytest.mark.parametrize(
+    "signals", [(signal.SIGTERM, signal.SIGTERM), (signal.SIGTERM, signal.SIGINT), (signal.SIGINT,)], ids=str
+)
+def test_a_second_term_or_an_int_waits_for_nobody(tmp_path: Path, signals: tuple[signal.Signals, ...]) -> None:
+    source = store(tmp_path, campaign("a"))
+    # Longer than the test's patience, so that only the signals can end it in time.
+    with (
+        serving(tmp_path / "state", "--source", source, "--graceful-timeout", "3600") as server,
+        socket.socket(socket.AF_UNIX) as client,
+    ):
+        client.connect(str(server.state / "ad.sock"))
+        client.sendall(b"GET /v1/decision?placement=side HTTP/1.1\r\n")
+        assert server.ask("/v1/decision?placement=side").status == 200
+        server.signal(signals[0])
+        wait_for(lambda: not (server.state / "ad.sock").exists())
+        for number in signals[1:]:
+            assert server.process.poll() is None
+            server.signal(number)
+        assert server.process.wait(20) == 0
+    assert len(server.records()) == 1
+
+
+def test_the_graceful_timeout_ends_the_wait_for_a_request_that_never_comes(tmp_path: Path) -> None:
+    source = store(tmp_path, campaign("a"))
+    with (
+        serving(tmp_path / "state", "--source", source, "--graceful-timeout", "0.2") as server,
+        socket.socket(socket.AF_UNIX) as client,
+    ):
+        client.connect(str(server.state / "ad.sock"))
+        client.sendall(b"GET /v1/decision?placement=side HTTP/1.1\r\n")
+        assert server.ask("/ping").status == 200
+        assert server.stop() == 0
+
+
 @pytest.mark.parametrize("control", [False, True])
 def test_explain_lists_every_campaign(tmp_path: Path, control: bool) -> None:
     source = store(
@@ -531,11 +565,63 @@ def test_statuses(tmp_path: Path, method: str, target: str, status: int) -> None
     assert server.records() == []
 
 
+def test_the_control_listener_tells_operators_and_nobody_else(tmp_path: Path) -> None:
+    source = store(tmp_path, campaign("a"))
+    with serving(tmp_path / "state", "--source", source) as server:
+        server.ask("/v1/decision?placement=side")
+        status = server.status()
+        assert status["delivery"]["requests"]["decision"] == {"200": 1}
+        assert status["delivery"]["filled"] == {"side": 1}
+        assert status["table"]["campaigns"] == 1
+        assert status["process"]["pid"] == server.process.pid
+        assert ask(server.control, "/version").json() == status["version"]
+        assert ask(server.control, "/ping").body == b"ok\n"
+        assert ask(server.control, "/status", "HEAD").body == b""
+        missing = ask(server.control, "/v1/decision?placement=side")
+        assert (missing.status, "/status" in missing.json()["error"]) == (404, True)
+        posted = ask(server.control, "/status", "POST", b"")
+        assert (posted.status, posted.headers["Allow"]) == (405, "GET, HEAD")
+        assert ask(server.control, "/explain?placement=side&device=fridge").status == 400
+        server.stop()
+
+
+@pytest.mark.parametrize(
+    ("headers", "ip"),
+    [
+        ({"X_Forwarded_For": "198.51.100.9"}, "198.51.100.0"),
+        ({"X_Forwarded_For": "203.0.113.9, 198.51.100.9, 10.1.2.3"}, "198.51.100.0"),
+        ({"X_Forwarded_For": "203.0.113.9, not an address"}, ""),
+        ({"X_Forwarded_For": "203.0.113.9", "X_Real_IP": "2001:db8:1:2::3"}, "2001:db8:1::"),
+        ({}, ""),
+    ],
+)
+def test_behind_proxies_the_address_is_the_nearest_that_is_not_one(
+    tmp_path: Path, headers: dict[str, str], ip: str
+) -> None:
+    source = store(tmp_path, campaign("a"))
+    with serving(tmp_path / "state", "--source", source, "--trusted-peers", "10.0.0.0/8") as server:
+        assert ask(server.address, "/v1/decision?placement=side", "GET", None, **headers).status == 200
+        server.stop()
+    assert [record["ip"] for record in server.records()] == [ip]
+
+
+def test_the_link_of_an_ad_that_leads_nowhere_says_so(tmp_path: Path) -> None:
+    html = text_creative("a-1", format="html", html="<b>Hello</b>", data=None, landing_url=None)
+    source = store(tmp_path, campaign("a", creatives=[html]))
+    with serving(tmp_path / "state", "--source", source) as server:
+        decision = server.ask("/v1/decision?placement=side").json()
+        assert server.ask(decision["click_url"]).status == 404
+        assert server.ask(decision["view_url"]).status == 204
+        server.stop()
+    assert [record["type"] for record in server.records()] == ["impression", "view"]
+
+
 def test_an_address_in_use_is_refused_and_the_other_server_goes_on(tmp_path: Path) -> None:
     source = store(tmp_path, campaign("a"))
     with serving(tmp_path / "one", "--source", source) as server:
         other = Adcore(tmp_path / "two", "--source", source, "--unix", f"{tmp_path}/one/ad.sock")
-        assert other.process.wait(20) in (2, 3)
+        assert other.process.wait(20) == 3
+        assert f"{tmp_path}/one/ad.sock" in other.errors
         assert server.ask("/v1/decision?placement=side").status == 200
         assert ask(server.address, "/ping").status == 200
         server.stop()
