@@ -1,7 +1,6 @@
 """A whole host: MariaDB, memcached, two workers, nginx over the unix socket."""
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -48,15 +47,15 @@ def test_a_change_reaches_every_worker_within_an_interval_and_a_second(
     url = mariadb.create("fresh")
     assert adctl("migrate", "--source", url).returncode == 0
     apply(url, campaign("old"))
-    args = ["--source", url, "--memcached", f"unix:{memcached.path}", "--memcached-prefix", "fresh:", "--refresh", "2"]
+    args = ["--source", url, "--memcached", f"unix:{memcached.path}", "--memcached-prefix", "fresh:", "--refresh", "1"]
     with serving(tmp_path / "a", *args) as one, serving(tmp_path / "b", *args) as two:
         for name in ("first", "second", "third"):
             apply(url, campaign(name))
-            changed_monotonic = time.monotonic()
-            for server in (one, two):
-                wait_for(lambda s=server, n=name: s.ask("/v1/decision?placement=side").json()["campaign"] == n)
-            # The promise is 2 s + 1 s; the rest is for a machine that is busy with other tests.
-            assert time.monotonic() - changed_monotonic < 6
+            # One look may have been under way when the change was made; the next one must find it.
+            after_next = [(server, server.status()["refresh"]["looks"] + 2) for server in (one, two)]
+            for server, looks in after_next:
+                wait_for(lambda s=server, n=looks: s.status()["refresh"]["looks"] >= n)
+                assert server.ask("/v1/decision?placement=side").json()["campaign"] == name
         loads = [server.status()["refresh"]["loads"] for server in (one, two)]
         assert sum(load.get("snapshot", 0) for load in loads) >= 3, loads
         one.stop()

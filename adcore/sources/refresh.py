@@ -108,7 +108,10 @@ class Refresher(Generic[T]):
         self.refused: str | None = None
         self.table_wall: float | None = None
         """When the table was last known to be what the source has."""
+        self.looks = 0
+        """How often it has looked whether there is something new."""
         self.loads: Counter[str] = Counter()
+        """Where tables came from: snapshot, store or disk."""
         self.source_health = Health(source.label)
         self.snapshot_health = Health(snapshot.label) if snapshot else None
         self.disk_health = Health(last_good.label)
@@ -146,6 +149,7 @@ class Refresher(Generic[T]):
         healths = (self.source_health, self.snapshot_health, self.disk_health)
         return {
             "sources": [health.to_status() for health in healths if health is not None],
+            "looks": self.looks,
             "loads": dict(self.loads),
             "refused": self.refused,
             "age_s": None if self.table_wall is None else max(0.0, self._clock() - self.table_wall),
@@ -164,6 +168,7 @@ class Refresher(Generic[T]):
         except Exception:
             # The timer must outlive any surprise; what it was is in the log.
             log.exception("a refresh failed; the table stays")
+        self.looks += 1
 
     # In the thread
 
