@@ -54,6 +54,20 @@ def test_a_daily_cap_ends_with_the_day_of_the_sites_zone() -> None:
     assert counters.of("c").clicks == 1
 
 
+def test_the_first_delivery_after_midnight_counts_for_the_new_day() -> None:
+    """Also when the timer has not yet said that it is a new day."""
+    counters = Counters(Calendar(ZONE))
+    built = table(daily_cap={"impressions": 2})
+    counters.use(built, counters.calendar.moment(EVENING))
+    counters.count_impression(built.campaigns["c"], counters.calendar.moment(EVENING))
+    after = counters.calendar.moment(EVENING + 2)
+    counters.count_impression(built.campaigns["c"], after)
+    assert counters.held == {}
+    assert counters.of("c").impressions_today == 1
+    counters.count_click(built.campaigns["c"], counters.calendar.moment(EVENING + 86_402))
+    assert (counters.of("c").impressions_today, counters.of("c").clicks_today) == (0, 1)
+
+
 def test_a_campaign_ahead_of_its_line_waits_until_the_line_has_caught_up() -> None:
     counters = Counters(Calendar(UTC))
     built = table(

@@ -261,6 +261,17 @@ def test_bots_get_ads_and_count_nowhere(tmp_path: Path) -> None:
     assert [r["ivt"] for r in server.records()] == [True, True, True, False, False]
 
 
+def test_the_clicks_of_bots_reach_no_goal(tmp_path: Path) -> None:
+    source = store(tmp_path, campaign("a", goal={"clicks": 1}))
+    with serving(tmp_path / "state", "--source", source) as server:
+        for agent, status in ((BOT, 200), (PHONE, 204)):
+            decision = server.ask("/v1/decision?placement=side", User_Agent=PHONE).json()
+            assert server.ask(decision["click_url"], User_Agent=agent).status == 302
+            assert server.ask("/v1/decision?placement=side", User_Agent=PHONE).status == status
+        server.stop()
+    assert [r["ivt"] for r in server.records() if r["type"] == "click"] == [True, False]
+
+
 def test_a_repeated_click_is_redirected_and_counted_once(tmp_path: Path) -> None:
     source = store(tmp_path, campaign("a"))
     with serving(tmp_path / "state", "--source", source) as server:

@@ -197,13 +197,29 @@ MOMENTS = st.builds(
     st.integers(10, 14),
     st.integers(4, 6),
 )
+
+
+@st.composite
+def conversations(draw_from: st.DrawFn) -> list[tuple[Facts, Moment]]:
+    """Requests that differ little from each other, so that what an index remembers of one is tried on the next."""
+    f, m = draw_from(FACTS), draw_from(MOMENTS)
+    requests = [(f, m)]
+    for field in draw_from(st.lists(st.sampled_from([*Facts._fields[:-1], "moment"]), max_size=4)):
+        if field == "moment":
+            m = draw_from(MOMENTS)
+        else:
+            f = f._replace(**{field: getattr(draw_from(FACTS), field)})
+        requests.append((f, m))
+    return [*requests, requests[0]]
+
+
 CAMPAIGN_IDS = st.sets(st.sampled_from([f"c{n}" for n in range(8)]), max_size=3)
 
 
 @settings(max_examples=400, deadline=None)
 @given(
     inventories(),
-    st.lists(st.tuples(FACTS, MOMENTS), min_size=1, max_size=4),
+    conversations(),
     CAMPAIGN_IDS,
     CAMPAIGN_IDS,
     CAMPAIGN_IDS,
@@ -219,8 +235,7 @@ def test_a_decision_is_what_the_brute_force_oracle_allows(
 ) -> None:
     built = table(*campaigns)
     held = dict.fromkeys(held_ids, Reason.GOAL_REACHED)
-    # Several requests on one table, so that what the index remembers of one is tried on the next.
-    for f, m in [*requests, requests[0]]:
+    for f, m in requests:
         for name, index in built.placements.items():
             expected = oracle(built, index.placement, f, m, held_ids | capped | taken)
             answer = decide(built, name, f, m, impression_id(seed), held=held, capped=frozenset(capped), taken=taken)
@@ -332,6 +347,35 @@ def test_reasons_without_a_campaign() -> None:
         assert isinstance(answer, NoAd)
         assert answer.reason is reason
         assert explain(built, placement, facts(), moment()).reason is reason
+
+
+def test_the_main_reason_is_the_one_that_most_candidates_fell_to() -> None:
+    elsewhere = [campaign(f"e{n}", targeting={"hours": [3]}) for n in range(3)]
+    built = table(campaign("tv", targeting={"devices": ["tv"]}), *elsewhere)
+    answer = decide(built, "side", facts(), moment(), "0" * 32)
+    assert isinstance(answer, NoAd)
+    assert answer.dropped == ((Reason.DEVICE, 1), (Reason.HOUR, 3))
+    assert answer.reason is Reason.HOUR
+
+
+def test_requests_that_differ_in_words_alone_are_not_confused() -> None:
+    built = table(
+        campaign("any"),
+        campaign("manga", priority="sponsorship", targeting={"keywords_any": ["manga"]}),
+        campaign("news", priority="sponsorship", targeting={"key_values": {"section": ["news"]}}),
+    )
+
+    def shown(f: Facts) -> str:
+        answer = decide(built, "side", f, moment(), "0" * 32)
+        assert isinstance(answer, Decision)
+        return answer.ad.campaign.id
+
+    for _ in range(2):
+        assert shown(facts()) == "any"
+        assert shown(facts(keywords=("manga",))) == "manga"
+        assert shown(facts(keywords=("sport",))) == "any"
+        assert shown(facts(key_values=(("section", "news"),))) == "news"
+        assert shown(facts(key_values=(("section", "sport"),))) == "any"
 
 
 def test_explain_names_every_reason_of_a_campaign() -> None:
