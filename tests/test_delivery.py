@@ -397,6 +397,21 @@ def test_usr1_reopens_the_log_and_every_record_is_in_one_file(tmp_path: Path) ->
     assert sorted(logged) == sorted(ids)
 
 
+def test_a_full_disk_fails_no_request_and_every_lost_record_is_counted(tmp_path: Path) -> None:
+    source = store(tmp_path, campaign("a"))
+    args = ["--source", source, "--log", "/dev/full", "--log-queue-bytes", "4096"]
+    with serving(tmp_path / "state", *args) as server:
+        for _ in range(50):
+            assert server.ask("/v1/decision?placement=side").status == 200
+        log = server.status()["log"]
+        assert 0 < log["waiting_bytes"] <= log["waiting_bytes_max"] == 4096
+        assert log["waiting"] + log["dropped"]["impression"] == 50
+        assert log["last_error"] == "No space left on device"
+        server.signal(signal.SIGINT)
+        assert server.process.wait(20) == 0
+        assert f"{log['waiting']} records could not be written to /dev/full and are lost" in server.errors
+
+
 def test_hup_reads_configuration_again_and_keeps_the_old_on_an_error(tmp_path: Path) -> None:
     source = store(tmp_path, campaign("a"))
     file = tmp_path / "adcore.toml"
