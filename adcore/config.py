@@ -23,7 +23,18 @@ from typing import Any, Literal, NoReturn
 
 from adcore.errors import ConfigError
 from adcore.listen import TcpAddress
-from adcore.settings import BOOLEAN, NETWORKS, ORIGINS, SECTIONS, SETTINGS, Network, Setting
+from adcore.settings import (
+    BOOLEAN,
+    COUNTS_FILE,
+    LAST_GOOD_FILE,
+    NETWORKS,
+    ORIGINS,
+    SECTIONS,
+    SETTINGS,
+    Network,
+    Setting,
+)
+from adcore.sources import check_url, sqlite_path
 from adcore.version import version_text
 
 ListenerKind = Literal["unix", "fd", "tcp", "default"]
@@ -120,7 +131,7 @@ def load_config(flags: Mapping[str, Any] = MappingProxyType({}), environ: Mappin
     """
     given = _read_file(flags, environ)
     given.update(_read_environment(environ))
-    here = Path.cwd()
+    here = _here()
     for name, raw in flags.items():
         if name != "config":
             given[name] = _Given(raw, _BY_NAME[name].flag, here, 0)
@@ -149,12 +160,16 @@ def _read_file(flags: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str
         name, origin = environ.get("ADCORE_CONFIG") or None, "ADCORE_CONFIG"
     if name is None:
         return {}
-    path = Path(os.path.abspath(Path(name).expanduser()))
+    try:
+        path = _here() / Path(name).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"{origin}: {name}: {error}; write the path in full") from error
+    path = Path(os.path.normpath(path))
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{origin}: cannot read {path}: {os.strerror(error.errno or 0)}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
     for key in table:
         if key not in _BY_NAME:
@@ -170,8 +185,16 @@ def _read_environment(environ: Mapping[str, str]) -> dict[str, _Given]:
         if variable.startswith("ADCORE_") and variable != "ADCORE_CONFIG" and text:
             if variable not in names:
                 raise ConfigError(f"{variable}: no such setting{_did_you_mean(variable, names)}")
-            given[names[variable]] = _Given(text, variable, Path.cwd(), 1)
+            given[names[variable]] = _Given(text, variable, _here(), 1)
     return given
+
+
+def _here() -> Path:
+    """Where relative paths of flags and variables start."""
+    try:
+        return Path.cwd()
+    except OSError as error:
+        raise ConfigError(f"the working directory is gone ({error.strerror}); change to one that exists") from error
 
 
 def _did_you_mean(word: str, known: Mapping[str, object]) -> str:
@@ -197,7 +220,7 @@ def _choose_listener(given: dict[str, _Given]) -> None:
 def _parse(setting: Setting, given: _Given) -> Any:
     try:
         return setting.kind.parse(given.raw, given.base)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise ConfigError(f"{given.origin}: {error}") from None
 
 
@@ -215,8 +238,14 @@ def _default_state_dir(environ: Mapping[str, str]) -> Path:
 
 
 def _check_together(config: Config) -> None:
-    """What no single value shows: two settings that name the same file or address."""
-    owners: dict[str, str] = {}
+    """What no single value shows: two settings that name the same file or address, or one of our own files."""
+    try:
+        check_url(config.source)
+    except ConfigError as error:
+        raise ConfigError(f"{_origin(config, 'source')}: {str(error).removeprefix('--source: ')}") from None
+    owners = {str(config.state_dir / name): f"the server's own {name}" for name in (COUNTS_FILE, LAST_GOOD_FILE)}
+    if config.source.startswith("sqlite:"):
+        owners[str(sqlite_path(config.source))] = _origin(config, "source")
     named: list[tuple[str, str]] = [
         (name, str(path))
         for name in ("unix", "log", "secret_file", "pid_file", "geoip_file")
@@ -227,9 +256,9 @@ def _check_together(config: Config) -> None:
     if config.control is not None and not config.control.endswith(":0"):
         named.append(("control", config.control.removeprefix("unix:")))
     for name, value in named:
-        other = owners.setdefault(value, name)
-        if other != name:
-            raise ConfigError(f"{_origin(config, other)} and {_origin(config, name)} both name {value}")
+        other = owners.setdefault(value, _origin(config, name))
+        if other != _origin(config, name):
+            raise ConfigError(f"{other} and {_origin(config, name)} both name {value}")
 
 
 def _origin(config: Config, name: str) -> str:

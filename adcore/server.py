@@ -16,10 +16,9 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import uvloop
@@ -38,12 +37,13 @@ from adcore.counters import Counters, CounterState
 from adcore.deliverylog.queue import RecordQueue
 from adcore.deliverylog.record import ENCODERS
 from adcore.deliverylog.writer import LogWriter
-from adcore.errors import AdcoreError, ConfigError, StartError
+from adcore.errors import AdcoreError, SourceError, StartError
 from adcore.geoip import CountryDatabase
 from adcore.handlers import Handlers, State
 from adcore.http1.protocol import Http1Server, Limits
 from adcore.listen import Listener, open_address, open_listener, parse_address, serve
 from adcore.pidfile import PidFile
+from adcore.settings import COUNTS_FILE, LAST_GOOD_FILE
 from adcore.sources import open_store
 from adcore.sources.lastgood import LastGood
 from adcore.sources.refresh import Refresher
@@ -91,14 +91,20 @@ def impression_ids() -> Iterator[str]:
 
 
 def install_sample_inventory(source: str) -> bool:
-    """Put the sample inventory into the default store when that is new; whether it was."""
+    """Put the sample inventory into the default store if nothing was ever in it; whether it was so."""
     store = open_store(source)
     try:
-        if not store.migrate():
+        store.migrate()
+        if store.revision().number:
             return False
         sample = resources.files("adcore").joinpath("sample_inventory.json").read_bytes()
-        store.apply(parse_inventory(msgspec.json.decode(sample)))
+        inventory = parse_inventory(msgspec.json.decode(sample))
+        store.apply(lambda there: parse_inventory(there.document) if there.revision.number else inventory)
         return True
+    except SourceError as error:
+        # There may be a last good table to serve all the same.
+        log.error("%s", error)
+        return False
     finally:
         store.close()
 
@@ -120,7 +126,7 @@ class Server:
         config = self.config
         self._listen_to_signals()
         make_state_dir(config)
-        self.keyring = KeyRing.load_or_create(config.secret_file)
+        keyring = KeyRing.load_or_create(config.secret_file)
         if config.source_is_default and install_sample_inventory(config.source):
             log.info("serving the sample inventory, from %s", config.source)
         with contextlib.ExitStack() as on_exit:
@@ -131,18 +137,18 @@ class Server:
             control_listener = open_control_listener(config)
             if control_listener is not None:
                 on_exit.callback(control_listener.close)
-            self.counter_file = CounterFile(config.state_dir / "counts.json")
+            self.counter_file = CounterFile(config.state_dir / COUNTS_FILE)
             on_exit.callback(self.counter_file.close)
             self.counter_file.lock()
             self.counts_on_disk = self.counter_file.load()
             self.state.counters.rebase({}, self.counts_on_disk)
             self.queue = RecordQueue(config.log_queue_bytes, ENCODERS[config.log_format])
-            self.writer = LogWriter(self.queue, config.log)
+            self.writer = LogWriter(self.queue, config.log, lines=config.log_format == "json")
             self.writer.open()
             self.refresher = self._make_refresher()
             on_exit.callback(self.refresher.close)
             self.http = Http1Server(
-                self._make_handlers(config),
+                self._make_handlers(config, keyring, self.calendar),
                 Limits(request_s=config.header_timeout, idle_s=config.idle_timeout),
                 config.trusted_peers,
             )
@@ -181,7 +187,7 @@ class Server:
         for timer in timers:
             timer.cancel()
         self._write_counts()
-        await self.writer.close(writing, 1.0 if self.hurrying.is_set() else config.graceful_timeout)
+        await self.writer.close(writing, lambda written: self._within(config.graceful_timeout, written))
         if control_server is not None:
             control_server.close()
             control.abort()
@@ -189,7 +195,7 @@ class Server:
         for failure in filter(None, failures):
             raise AdcoreError(f"a part of the server failed: {failure!r}") from failure
 
-    async def _within(self, seconds: float, what: Coroutine[Any, Any, object]) -> None:
+    async def _within(self, seconds: float, what: Awaitable[object]) -> None:
         """Wait for `what`, but no longer than `seconds` or until there is a hurry."""
         waits = [asyncio.ensure_future(what), asyncio.ensure_future(self.hurrying.wait())]
         await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
@@ -209,8 +215,8 @@ class Server:
         return Refresher(
             open_store(config.source),
             snapshot,
-            LastGood(config.state_dir / "last-good.rows"),
-            build=lambda rows: build_table(rows.document, revision=rows.revision),
+            LastGood(config.state_dir / LAST_GOOD_FILE),
+            build=lambda rows: build_table(rows.document, revision=rows.revision.number),
             use=self._use_table,
             interval_s=config.refresh,
             uniform=random.random,
@@ -221,15 +227,15 @@ class Server:
         for problem in table.rejected:
             log.warning("a bad row is left out: %s", problem)
 
-    def _make_handlers(self, config: Config) -> Handlers:
+    def _make_handlers(self, config: Config, keyring: KeyRing, calendar: Calendar) -> Handlers:
         country_of: Callable[[str], str] = lambda ip: ""  # noqa: E731
         if config.geoip_file is not None:
             country_of = CountryDatabase(config.geoip_file).country
         return Handlers(
             config,
             self.state,
-            keyring=self.keyring,
-            calendar=self.calendar,
+            keyring=keyring,
+            calendar=calendar,
             queue=self.queue,
             country_of=country_of,
             host=socket.gethostname(),
@@ -322,12 +328,14 @@ class Server:
         """Take over what can change while serving; the sockets, the source and the log stay as they are."""
         try:
             config = reload_config(self.config)
-            self.keyring = KeyRing.load_or_create(config.secret_file)
-            self.calendar = self.state.counters.calendar = Calendar(config.time_zone)
-            self.http.handler = self._make_handlers(config)
-        except (ConfigError, StartError) as error:
+            keyring = KeyRing.load_or_create(config.secret_file)
+            calendar = Calendar(config.time_zone)
+            handlers = self._make_handlers(config, keyring, calendar)
+        except AdcoreError as error:
             log.error("HUP: the old configuration stays: %s", error)
         else:
+            self.calendar = self.state.counters.calendar = calendar
+            self.http.handler = handlers
             self.http.trusted_peers = config.trusted_peers
             self.refresher.interval_s = config.refresh
             fixed = [name for name in FIXED_SETTINGS if getattr(config, name) != getattr(self.config, name)]

@@ -23,6 +23,10 @@ from adcore.listen import UnixAddress, parse_address, unix_path_problem
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
+# What the server keeps in its state directory besides what settings name.
+COUNTS_FILE = "counts.json"
+LAST_GOOD_FILE = "last-good.rows"
+
 MASKED = "***"  # stands for a password in what --print-config prints; never accepted as one
 
 
@@ -230,9 +234,8 @@ def _source(raw: Any, _: Path) -> str:
 
 
 def _without_password(url: str) -> str:
-    location, mark, query = url.partition("?")
-    # To the last "@": a password may hold "@" and "/" unquoted by mistake, and must not show then either.
-    return re.sub(r"^(mysql://[^/@:]*):.*@", rf"\1:{MASKED}@", location) + mark + query
+    # To the last "@": a password may hold "@", "/" and "?" unquoted by mistake, and must not show then either.
+    return re.sub(r"^(mysql://[^/@:]*):.*@", rf"\1:{MASKED}@", url)
 
 
 def _key_prefix(raw: Any, _: Path) -> str:

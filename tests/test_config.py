@@ -171,6 +171,10 @@ def test_text_is_parsed_alike_from_a_flag_and_a_variable(name: str, text: str, v
         ("geoip_file", "/no/such/file", "there is no file /no/such/file"),
         ("source", "postgres://x", "must be sqlite:///PATH"),
         ("source", "mysql://u:***@host/ads", "left out the password"),
+        ("source", "mysql://u@host", "names no database"),
+        ("source", "mysql://u@[x/db", "is no URL"),
+        ("source", "mysql://u:12?34@host/db", "as %40"),
+        ("refresh", "9" * 400, "0.05 to 3600 seconds"),
     ],
 )
 def test_a_wrong_value_is_refused_naming_its_origin_and_what_would_do(name: str, text: str, says: str) -> None:
@@ -198,6 +202,7 @@ def test_a_wrong_value_is_refused_naming_its_origin_and_what_would_do(name: str,
         ("log_queue_bytes = true", "ad.toml: log_queue_bytes: must be"),
         ("[server]\nport = 1", "ad.toml: server: no such setting"),
         ("port = ", "ad.toml: not valid TOML"),
+        pytest.param("x = " + "[" * 5000, "ad.toml: not valid TOML", id="deep"),
     ],
 )
 def test_a_wrong_file_is_refused_naming_file_and_key(tmp_path: Path, text: str, says: str) -> None:
@@ -290,13 +295,44 @@ def test_what_is_printed_reads_back_as_the_same_configuration(tmp_path: Path, fl
     assert (again.listener, again.source_is_default) == (config.listener, config.source_is_default)
 
 
-@pytest.mark.parametrize("url", ["mysql://u:s3cret@db/ads", "mysql://u:s3c/r@et@db:3306/ads?x=y"])
+@pytest.mark.parametrize("url", ["mysql://u:s3cret@db/ads", "mysql://u:s3c%40ret@db:3306/ads"])
 def test_a_password_is_never_printed_and_its_mask_never_used(tmp_path: Path, url: str) -> None:
     printed = format_toml(load({"source": url}))
     assert "s3c" not in printed
     assert "mysql://u:***@db" in printed
     with pytest.raises(ConfigError, match="left out the password"):
         load_file(tmp_path / "ad.toml", printed)
+
+
+def test_a_password_does_not_show_in_an_error_about_its_url() -> None:
+    for url in (
+        "mysql://u:s3c@ret@host",
+        "mysql://u:12?s3c@host/db",
+        "mysql://u:s3c/x@host/db",
+        "mysql://u:12#s3c@h/d",
+    ):
+        with pytest.raises(ConfigError) as refused:
+            load({"source": url})
+        assert "s3c" not in str(refused.value)
+
+
+def test_the_servers_own_files_are_not_for_others(tmp_path: Path) -> None:
+    for name in ("counts.json", "last-good.rows", "adcore.db"):
+        with pytest.raises(ConfigError, match=f"both name {tmp_path}/{name}"):
+            load({"state_dir": str(tmp_path), "log": str(tmp_path / name)})
+
+
+def test_a_home_or_working_directory_that_is_not_there_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigError, match="--config: ~nobody-of-this-name/x: "):
+        load({"config": "~nobody-of-this-name/x"})
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with pytest.raises(ConfigError, match="the working directory is gone"):
+        load({"log": "x"})
 
 
 def test_reload_reads_the_file_again_under_the_same_flags(tmp_path: Path) -> None:

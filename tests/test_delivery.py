@@ -1,6 +1,7 @@
 """What a page, a person and an operator rely on, on a real server over a real socket."""
 
 import json
+import os
 import re
 import signal
 import socket
@@ -410,6 +411,61 @@ def test_a_full_disk_fails_no_request_and_every_lost_record_is_counted(tmp_path:
         server.signal(signal.SIGINT)
         assert server.process.wait(20) == 0
         assert f"{log['waiting']} records could not be written to /dev/full and are lost" in server.errors
+
+
+def test_a_second_term_does_not_wait_for_a_log_that_nobody_reads(tmp_path: Path) -> None:
+    source = store(tmp_path, campaign("a"))
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    args = ["--source", source, "--log", str(tmp_path / "pipe"), "--graceful-timeout", "3600"]
+    try:
+        with serving(tmp_path / "state", *args) as server:
+            many = "/v1/decision?n=32&placement=" + "side"
+            wait_for(lambda: server.ask(many) and server.status()["log"]["waiting_bytes"] > 1 << 17)
+            server.signal(signal.SIGTERM)
+            wait_for(lambda: not (server.state / "ad.sock").exists())
+            assert server.process.poll() is None
+            server.signal(signal.SIGTERM)
+            assert server.process.wait(20) == 0
+            assert "records could not be written" in server.errors
+    finally:
+        os.close(reader)
+
+
+def test_a_damaged_store_of_our_own_does_not_hide_the_last_good_table(tmp_path: Path) -> None:
+    with serving(tmp_path / "state") as server:
+        assert server.stop() == 0
+    for path in tmp_path.glob("state/adcore.db*"):
+        path.unlink()
+    (tmp_path / "state/adcore.db").write_bytes(b"this is no database" * 1000)
+    with serving(tmp_path / "state") as server:
+        assert server.ask("/v1/decision?placement=top").status == 200
+        assert "not a database" in server.errors
+        assert server.status()["refresh"]["loads"] == {"disk": 1}
+        server.stop()
+
+
+def test_a_hup_that_is_refused_changes_nothing_at_all(tmp_path: Path) -> None:
+    source = store(tmp_path, campaign("a", targeting={"hours": list(range(24))}, daily_cap={"impressions": 10**9}))
+    file, database = tmp_path / "adcore.toml", tmp_path / "geo.mmdb"
+    file.write_text('time_zone = "Asia/Tokyo"\n')
+    with serving(tmp_path / "state", "--source", source, "--config", str(file)) as server:
+        hour = server.ask("/v1/decision?placement=side") and server.log
+        wait_for(lambda: hour.stat().st_size > 0)
+        database.write_bytes(b"no such thing")
+        file.write_text(f'time_zone = "America/New_York"\ngeoip_file = "{database}"\n')
+        server.signal(signal.SIGHUP)
+        wait_for(lambda: "the old configuration stays" in server.errors)
+        server.ask("/v1/decision?placement=side")
+        file.write_text('time_zone = "America/New_York"\n')
+        server.signal(signal.SIGHUP)
+        wait_for(lambda: "the configuration was read again" in server.errors)
+        server.ask("/v1/decision?placement=side")
+        server.stop()
+    hours = [record["hour"] for record in server.records()]
+    # Tokyo is 13 or 14 hours ahead of New York; the clock may have struck between the requests.
+    assert (hours[1] - hours[0]) % 24 in (0, 1)
+    assert (hours[1] - hours[2]) % 24 in (12, 13, 14)
 
 
 def test_hup_reads_configuration_again_and_keeps_the_old_on_an_error(tmp_path: Path) -> None:

@@ -51,7 +51,15 @@ Id = Annotated[
         description="an id: 1 to 64 of A-Z a-z 0-9 _ . - and no sign first",
     ),
 ]
-Name = Annotated[str, Meta(max_length=200, pattern=_LINE, description="one line of at most 200 characters")]
+# MySQL takes names that differ in the spaces at their end for equal.
+Name = Annotated[
+    str,
+    Meta(
+        max_length=200,
+        pattern=r"^(?!\s)" + _LINE.removeprefix("^").removesuffix(r"\Z") + r"(?<!\s)\Z",
+        description="one line of at most 200 characters, without spaces around it",
+    ),
+]
 # What a browser shows beside or instead of the picture.
 Alt = Annotated[str, Meta(max_length=1000, pattern=_LINE, description="one line of at most 1000 characters")]
 # What every browser, proxy and Location header carries.

@@ -5,10 +5,11 @@ holds, or a line that begins with a brace. What it passed over it reports with i
 """
 
 import gzip
+import zlib
 from collections.abc import Iterator
+from io import BufferedIOBase
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, cast
-from zlib import crc32
+from typing import NamedTuple
 
 from adcore.deliverylog.record import (
     HEADER,
@@ -21,6 +22,8 @@ from adcore.deliverylog.record import (
 )
 
 READ_BYTES = 1 << 20
+# How a msgpack map can begin: in what is no frame the checksum need not be reckoned.
+_MAPS = frozenset(bytes([byte]) for byte in (*range(0x80, 0x90), 0xDE, 0xDF))
 
 
 class Damage(NamedTuple):
@@ -39,27 +42,34 @@ class _Found(NamedTuple):
     next: int
 
 
-def open_log(path: Path) -> BinaryIO:
+def open_log(path: Path) -> BufferedIOBase:
     """The bytes of a log, uncompressed if its name ends in .gz. Raises OSError."""
-    return cast(BinaryIO, gzip.open(path)) if path.suffix == ".gz" else path.open("rb")
+    return gzip.GzipFile(path) if path.suffix == ".gz" else path.open("rb")
 
 
-def read_records(file: BinaryIO) -> Iterator[AnyRecord | Damage]:
+def read_records(file: BufferedIOBase) -> Iterator[AnyRecord | Damage]:
     """Every record of an open log in order, and the damage between them. Memory is bounded by the largest record."""
     buffer = b""
     base = at = 0
     ended = False
     damage_at, reason = -1, ""
+    cut = ""
+    starts = _Starts(buffer)
     while True:
         found = _find(buffer, at, ended) if at < len(buffer) else None
         if found is None:
             if ended:
                 break
-            more = file.read(READ_BYTES)
+            try:
+                more = file.read1(READ_BYTES)
+            except (EOFError, zlib.error) as error:
+                # A compressed file that was cut off or damaged: what came before is good.
+                more, cut = b"", str(error)
             ended = not more
             buffer = buffer[at:] + more
             base += at
             at = 0
+            starts = _Starts(buffer)
             continue
         if found.reason:
             if damage_at < 0:
@@ -69,9 +79,11 @@ def read_records(file: BinaryIO) -> Iterator[AnyRecord | Damage]:
             damage_at = -1
         if found.record is not None:
             yield found.record
-        at = found.next if found.next >= 0 else _next_start(buffer, at + 1)
+        at = found.next if found.next >= 0 else starts.after(at)
     if damage_at >= 0:
         yield Damage(damage_at, base + len(buffer) - damage_at, reason)
+    if cut:
+        yield Damage(base + len(buffer), 0, f"the compressed file is damaged here: {cut}")
 
 
 def _find(buffer: bytes, at: int, ended: bool) -> _Found | None:
@@ -97,7 +109,7 @@ def _find_frame(buffer: bytes, at: int, ended: bool) -> _Found | None:
     if stop > len(buffer):
         return _Found(None, "a torn record", -1) if ended else None
     payload = buffer[start:stop]
-    if crc32(payload) != checksum:
+    if payload[:1] not in _MAPS or zlib.crc32(payload) != checksum:
         return _Found(None, "a record whose checksum does not hold", -1)
     try:
         return _Found(decode_payload(payload), "", stop)
@@ -118,10 +130,20 @@ def _find_line(buffer: bytes, at: int, ended: bool) -> _Found | None:
         return _Found(None, str(error), -1)
 
 
-def _next_start(buffer: bytes, at: int) -> int:
-    """The next place from `at` where a record can begin; the end of the buffer if there is none."""
-    frame = buffer.find(MAGIC[:1], at)
-    # The start of the buffer is the start of a line only if the byte before it, at `at - 1`, ended one.
-    line = buffer.find(b"\n{", at - 1)
-    places = [place for place in (frame, line + 1 if line >= 0 else -1) if place >= at]
-    return min(places, default=len(buffer))
+class _Starts:
+    """The places in a buffer where a record can begin, found in one walk however often they are asked for."""
+
+    def __init__(self, buffer: bytes) -> None:
+        self._buffer = buffer
+        self._frame = self._line = -1
+
+    def after(self, at: int) -> int:
+        """The next one; the end of the buffer if there is none."""
+        buffer = self._buffer
+        if self._frame <= at:
+            found = buffer.find(MAGIC[:1], at + 1)
+            self._frame = found if found >= 0 else len(buffer)
+        if self._line <= at:
+            found = buffer.find(b"\n{", at)
+            self._line = found + 1 if found >= 0 else len(buffer)
+        return min(self._frame, self._line)

@@ -1,19 +1,21 @@
 """The log-writer coroutine: takes batches from the queue and appends them to the file.
 
-The writes happen in one thread, since a disk may take its time; the coroutine alone decides their order. A batch that
-was written in part goes on at the very byte where it stopped, so the file never has half a record in its middle. A
-failing disk is tried again with growing pauses while the bounded queue holds what comes.
+All that touches the disk happens in one thread, since a disk may take its time; the coroutine alone decides the order.
+A batch that was written in part goes on at the very byte where it stopped. A failing disk is tried again with growing
+pauses while the bounded queue holds what comes.
 
 USR1 means: drain what is waiting, close, open. If the open fails the old file stays in use. If the drain was stopped
-inside a record, that record is written whole to the new file, and the old one ends in a torn tail.
+inside a record, that record is written whole after the reopening, and what came before it is a torn record. A file that
+ends within a line gets a line end first, so that a torn record never takes the next one with it.
 """
 
 import asyncio
+import errno
 import logging
 import os
 import stat
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from adcore.background import BackgroundThread
@@ -24,21 +26,42 @@ log = logging.getLogger("adcore.deliverylog")
 
 # Large enough that the system call does not matter, small enough that a reopen or exit waits for little.
 BATCH_BYTES_MAX = 1 << 20
+# What an exit in a hurry leaves for the rest, and then for a write in progress.
+HURRY_S = 0.5
 RETRY_S = (0.05, 0.1, 0.2, 0.5)
 """Pauses after failed writes; the last one is repeated, so a disk that is back is used within half a second."""
 
 Open = Callable[[Path], int]
 Write = Callable[[int, bytes], int]
+LINE_END = b"\n"
 
 
 def open_log(path: Path) -> int:
-    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    """A descriptor to append to. Raises OSError; ENXIO for a pipe that nobody reads, which would block for ever."""
+    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o640)
+    os.set_blocking(fd, True)
+    return fd
+
+
+def ends_within_a_line(path: Path) -> bool:
+    """Whether a line end is missing, as far as can be seen: its writer was killed, or its disk was full."""
+    try:
+        with path.open("rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode) or not file.seek(0, os.SEEK_END):
+                return False
+            file.seek(-1, os.SEEK_END)
+            return file.read(1) != LINE_END
+    except OSError:
+        return True  # one line end too many does no harm
 
 
 class LogWriter:
     """Appends the queue's records to the file at `path`."""
 
-    def __init__(self, queue: RecordQueue, path: Path, *, open: Open = open_log, write: Write = os.write) -> None:
+    def __init__(
+        self, queue: RecordQueue, path: Path, *, lines: bool = False, open: Open = open_log, write: Write = os.write
+    ) -> None:
+        """`lines`: the records are lines, and must each start at the start of one."""
         self.queue = queue
         self.path = path
         self.written: Counter[str] = Counter()
@@ -47,9 +70,11 @@ class LogWriter:
         self.last_error: str | None = None
         self.reopens = 0
         self.reopen_failures = 0
+        self._lines = lines
         self._open = open
         self._write = write
         self._fd = -1
+        self._torn = False
         self._thread = BackgroundThread("log-writer")
         self._wake = asyncio.Event()
         self._reopen_wanted = False
@@ -62,11 +87,10 @@ class LogWriter:
     def open(self) -> None:
         """Open the file. Raises StartError."""
         try:
-            self._fd = self._open(self.path)
-            self._end_torn_line()
+            self._fd, self._torn = self._open_file()
         except OSError as error:
             raise StartError(
-                f"cannot open the delivery log {self.path}: {os.strerror(error.errno or 0)}; "
+                f"cannot open the delivery log {self.path}: {describe(error)}; "
                 "create its directory or choose another --log"
             ) from error
 
@@ -75,41 +99,47 @@ class LogWriter:
         self.queue.on_first = self._wake.set
         if len(self.queue):
             self._wake.set()
-        while not self._give_up:
-            if self._reopen_wanted:
-                await self._write_out(self.queue.take(self.queue.bytes_max + 1))
+        try:
+            while not self._give_up:
                 if self._reopen_wanted:
-                    await self._reopen()
-            elif len(self.queue):
-                await self._write_out(self.queue.take(BATCH_BYTES_MAX))
-            elif self._closing:
-                break
-            else:
-                await self._wake.wait()
-                self._wake.clear()
-        self._drop_rest()
-        os.close(self._fd)
-        self._fd = -1
-        self._thread.shutdown()
+                    await self._write_out(self.queue.take(self.queue.bytes_max + 1))
+                    if self._reopen_wanted:
+                        await self._reopen()
+                elif len(self.queue):
+                    await self._write_out(self.queue.take(BATCH_BYTES_MAX))
+                elif self._closing:
+                    break
+                else:
+                    await self._wake.wait()
+                    self._wake.clear()
+        finally:
+            self._drop_rest()
+            # Behind a write that hangs, if there is one: the number may be another file's by then.
+            self._thread.submit(os.close, self._fd)
+            self._fd = -1
+            self._thread.shutdown()
 
     def reopen(self) -> None:
         """Write what is waiting to the old file, then open the path again; several calls may be one reopening."""
         self._reopen_wanted = True
         self._wake.set()
 
-    async def close(self, running: "asyncio.Task[None]", timeout_s: float) -> None:
-        """Write what is left within `timeout_s`, then close; what could not be written is counted as dropped."""
+    async def close(
+        self, running: "asyncio.Task[None]", within: Callable[[Awaitable[object]], Awaitable[None]]
+    ) -> None:
+        """Write what is left, as long as `within` waits for it; what could not be written is counted as dropped."""
         self._closing = True
         self._wake.set()
-        done, _ = await asyncio.wait([running], timeout=timeout_s)
-        if not done:
+        await within(asyncio.wait([running]))
+        # A disk that works needs no more than this, in a hurry too.
+        await asyncio.wait([running], timeout=HURRY_S)
+        if not running.done():
             self._give_up = True
             self._wake.set()
             # A write that hangs in the kernel can't be called back; it must not hold up the exit.
-            done, _ = await asyncio.wait([running], timeout=1.0)
-            if not done:
-                running.cancel()
-                self._drop_rest()
+            await asyncio.wait([running], timeout=HURRY_S)
+            running.cancel()
+            await asyncio.wait([running])
 
     def statistics(self) -> dict[str, object]:
         queue = self.queue
@@ -138,6 +168,9 @@ class LogWriter:
         failures = 0
         while self._offset < len(self._data):
             try:
+                if self._torn:
+                    await loop.run_in_executor(self._thread, self._write, self._fd, LINE_END)
+                    self._torn = False
                 count = await loop.run_in_executor(self._thread, self._write, self._fd, self._data[self._offset :])
             except OSError as error:
                 self._note_failure(error)
@@ -168,7 +201,7 @@ class LogWriter:
 
     def _note_failure(self, error: OSError) -> None:
         self.write_errors += 1
-        text = os.strerror(error.errno or 0)
+        text = describe(error)
         if text != self.last_error:
             log.error("cannot write the delivery log %s: %s; records wait and it is tried again", self.path, text)
         self.last_error = text
@@ -177,17 +210,21 @@ class LogWriter:
         self._reopen_wanted = False
         loop = asyncio.get_running_loop()
         try:
-            fd = await loop.run_in_executor(self._thread, self._open, self.path)
+            fd, torn = await loop.run_in_executor(self._thread, self._open_file)
         except OSError as error:
             self.reopen_failures += 1
-            self.last_error = os.strerror(error.errno or 0)
+            self.last_error = describe(error)
             log.error("cannot reopen the delivery log %s: %s; the old file stays in use", self.path, self.last_error)
             return
-        os.close(self._fd)
-        self._fd = fd
-        self._end_torn_line()
+        self._thread.submit(os.close, self._fd)
+        self._fd, self._torn = fd, torn
         self.reopens += 1
         self._rewind_to_record()
+
+    def _open_file(self) -> tuple[int, bool]:
+        """The descriptor, and whether a line end must come first."""
+        fd = self._open(self.path)
+        return fd, self._lines and ends_within_a_line(self.path)
 
     def _rewind_to_record(self) -> None:
         """After a change of files, go on at the start of the record that was under way."""
@@ -203,16 +240,6 @@ class LogWriter:
             start += len(record.data)
         self._offset = 0
 
-    def _end_torn_line(self) -> None:
-        """A file of lines that ends within one (its writer was killed) gets its line end; frames need none."""
-        if self._fd < 0 or not stat.S_ISREG(os.fstat(self._fd).st_mode) or not os.fstat(self._fd).st_size:
-            return
-        with self.path.open("rb") as file:
-            first = file.read(1)
-            file.seek(-1, os.SEEK_END)
-            if first == b"{" and file.read(1) != b"\n":
-                self._write(self._fd, b"\n")
-
     def _drop_rest(self) -> None:
         """Count what is left as dropped; a record that is written in part is among it."""
         self._rewind_to_record()
@@ -221,3 +248,9 @@ class LogWriter:
         if rest:
             self.queue.drop(rest)
             log.error("%d records could not be written to %s and are lost", len(rest), self.path)
+
+
+def describe(error: OSError) -> str:
+    if error.errno == errno.ENXIO:
+        return "it is a pipe that nobody reads"
+    return os.strerror(error.errno or 0)

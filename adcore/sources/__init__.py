@@ -4,7 +4,10 @@ A `Store` is the database of record (SQLite, MySQL): it gives and takes document
 calls block and belong in one thread at a time.
 """
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
+from urllib.parse import unquote
 
 import msgspec
 
@@ -13,17 +16,24 @@ from adcore.errors import ConfigError
 
 
 class Revision(NamedTuple):
-    """A number that every change raises, and the one up to which a person applied the changes knowingly."""
+    """Which state of which store: equal generation and number mean equal rows."""
 
+    generation: str
+    """Drawn at random when the store's tables were made: a store that is set up anew counts from 0 again."""
     number: int
+    """Raised by every change."""
     confirmed: int
+    """The number up to which a person applied the changes knowingly."""
+
+    def is_as_new_as(self, other: "Revision") -> bool:
+        """Whether what is at this revision has all that is at the other one."""
+        return self.generation == other.generation and self.number >= other.number
 
 
 class Rows(msgspec.Struct, frozen=True):
     """A whole inventory at one revision, not yet checked."""
 
-    revision: int
-    confirmed: int
+    revision: Revision
     document: dict[str, Any]
 
 
@@ -47,18 +57,35 @@ class Store(Source, Protocol):
     def migrate(self) -> list[str]:
         """Bring the tables up to date; the names of the migrations that were applied."""
 
-    def apply(self, inventory: Inventory) -> None:
-        """Make the store equal to the inventory, all or nothing, and confirm the revision that this makes."""
+    def apply(self, choose: Callable[[Rows], Inventory]) -> Revision:
+        """Make the store equal to the inventory that `choose` gives for what is there; the revision that this makes.
+
+        All or nothing, and nobody else changes anything in between. The revision is confirmed.
+        """
 
 
 def open_store(url: str) -> Store:
     """The store of `sqlite:///PATH` or `mysql://USER:PASSWORD@HOST:PORT/DATABASE`. Raises ConfigError."""
-    if url.startswith("sqlite:///"):
+    check_url(url)
+    if url.startswith("sqlite:"):
         from adcore.sources.sqlite import SqliteStore
 
         return SqliteStore(url)
-    if url.startswith("mysql://"):
-        from adcore.sources.mysql import MysqlStore
+    from adcore.sources.mysql import MysqlStore
 
-        return MysqlStore(url)
-    raise ConfigError("--source must be sqlite:///PATH or mysql://USER:PASSWORD@HOST:3306/DATABASE")
+    return MysqlStore(url)
+
+
+def sqlite_path(url: str) -> Path:
+    """The file of `sqlite:///PATH`: absolute, and percent-encoded if it has to be."""
+    return Path("/" + unquote(url.removeprefix("sqlite:///")).lstrip("/"))
+
+
+def check_url(url: str) -> None:
+    """Raises ConfigError for a URL of no store; needs no driver."""
+    if url.startswith("mysql://"):
+        from adcore.sources.mysql import parse_url
+
+        parse_url(url)
+    elif not url.startswith("sqlite:///"):
+        raise ConfigError("--source must be sqlite:///PATH or mysql://USER:PASSWORD@HOST:3306/DATABASE")

@@ -1,5 +1,6 @@
 """The last good rows on local disk, for a start while every other source is away."""
 
+import contextlib
 import os
 from hashlib import blake2b
 from pathlib import Path
@@ -8,7 +9,7 @@ from adcore.errors import SourceError
 from adcore.sources import Rows
 from adcore.sources.codec import decode_rows, encode_rows
 
-MAGIC = b"adcore rows 1\n"
+MAGIC = b"adcore rows 2\n"
 HASH_BYTES = 16
 
 
@@ -30,13 +31,19 @@ class LastGood:
                 os.fsync(file.fileno())
             aside.replace(self.path)
         except OSError as error:
-            aside.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                aside.unlink()
             raise SourceError(f"{self.label}: cannot keep the last good rows: {error.strerror}") from error
 
-    def load(self) -> Rows | None:
-        """The rows; None when there is no file. Raises SourceError for one that is damaged or can't be read."""
+    def load(self) -> tuple[Rows, float] | None:
+        """The rows and when they were kept (epoch seconds); None when there is no file.
+
+        Raises SourceError for a file that is damaged or can't be read.
+        """
         try:
-            data = self.path.read_bytes()
+            with self.path.open("rb") as file:
+                kept_wall = os.fstat(file.fileno()).st_mtime
+                data = file.read()
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -46,7 +53,7 @@ class LastGood:
         rows = decode_rows(payload) if data[:start] == MAGIC + _hash(payload) else None
         if rows is None:
             raise SourceError(f"{self.label}: the file is damaged; it is replaced by the next good load")
-        return rows
+        return rows, kept_wall
 
 
 def _hash(payload: bytes) -> bytes:

@@ -4,7 +4,7 @@ One connection, opened when it is needed and again after any failure. It runs in
 wait on the network ends by itself.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -15,8 +15,10 @@ from adcore.sources import Revision, Rows, sqlstore
 
 CONNECT_TIMEOUT_S = 3
 # A full load of 100,000 creatives takes a second or two; a server that is silent for longer hangs.
-READ_TIMEOUT_S = 20
-WRITE_TIMEOUT_S = 20
+READ_TIMEOUT_S = 10
+WRITE_TIMEOUT_S = 10
+# Less than the read timeout, which would cut the wait off.
+MIGRATE_TIMEOUT_S = 8
 
 _NO_SUCH_TABLE = 1146
 
@@ -51,9 +53,9 @@ class MysqlStore:
         with self._naming_errors():
             return sqlstore.migrate(self)
 
-    def apply(self, inventory: Inventory) -> None:
+    def apply(self, choose: Callable[[Rows], Inventory]) -> Revision:
         with self._naming_errors():
-            sqlstore.write_inventory(self, inventory)
+            return sqlstore.write_inventory(self, choose)
 
     def close(self) -> None:
         connection, self._connection = self._connection, None
@@ -66,26 +68,60 @@ class MysqlStore:
     # What sqlstore asks of a dialect
 
     @contextmanager
-    def transaction(self) -> Iterator[None]:
-        # A snapshot of one moment for reads, and the rows that are written locked until the end.
-        self.execute("START TRANSACTION WITH CONSISTENT SNAPSHOT")
+    def reading(self) -> Iterator[None]:
+        with self._transaction("START TRANSACTION WITH CONSISTENT SNAPSHOT"):
+            yield
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        with self._transaction("START TRANSACTION"):
+            # Every change updates this row. Once it is locked here, the first plain read sees all that came before,
+            # and nothing comes after.
+            sqlstore.read_revision(self, " FOR UPDATE")
+            yield
+
+    @contextmanager
+    def migrating(self) -> Iterator[None]:
+        (row,) = self.query("SELECT GET_LOCK('adcore migrate', %s) AS got", (MIGRATE_TIMEOUT_S,))
+        if not row["got"]:
+            raise SourceError(f"{self.label}: another adctl migrate has been running for {MIGRATE_TIMEOUT_S} s")
         try:
             yield
-        except BaseException:
+        finally:
+            # Closing the connection, as an error does, releases it as well.
             if self._connection is not None:
-                self._connection.rollback()
-            raise
-        assert self._connection is not None
-        self._connection.commit()
+                self.execute("DO RELEASE_LOCK('adcore migrate')")
+
+    def has_table(self, name: str) -> bool:
+        return bool(
+            self.query(
+                "SELECT 1 AS found FROM information_schema.tables WHERE table_schema = DATABASE() AND table_name = %s",
+                (name,),
+            )
+        )
 
     def query(self, sql: str, values: Sequence[Any] = ()) -> list[sqlstore.Row]:
         cursor = self._cursor()
         cursor.execute(sql, tuple(values))
         names = [column[0] for column in cursor.description]
-        return [dict(zip(names, map(_as_text, row), strict=True)) for row in cursor.fetchall()]
+        return [dict(zip(names, map(sqlstore.as_text, row), strict=True)) for row in cursor.fetchall()]
 
     def execute(self, sql: str, values: Sequence[Any] = ()) -> None:
         self._cursor().execute(sql, tuple(values))
+
+    @contextmanager
+    def _transaction(self, begin: str) -> Iterator[None]:
+        self.execute(begin)
+        connection = self._connection
+        try:
+            yield
+        except BaseException:
+            try:
+                connection.rollback()
+            except self._driver.Error:
+                pass  # The connection is gone and its transaction with it; the first error tells why.
+            raise
+        connection.commit()
 
     def _cursor(self) -> Any:
         if self._connection is None:
@@ -94,6 +130,8 @@ class MysqlStore:
                 charset="utf8mb4",
                 # Bytes, decoded here: one row that is no UTF-8 must not hide all the others.
                 use_unicode=False,
+                # A server's own default may be a weaker one, where each statement sees another state.
+                init_command="SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ",
                 autocommit=True,
                 connect_timeout=CONNECT_TIMEOUT_S,
                 read_timeout=READ_TIMEOUT_S,
@@ -115,7 +153,12 @@ class MysqlStore:
 
 def parse_url(url: str) -> tuple[dict[str, Any], str]:
     """The driver's arguments, and the URL without its password. Raises ConfigError naming the part."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise ConfigError(f"--source: the mysql:// URL is no URL: {error}") from None
+    if "@" in parts.path + parts.query + parts.fragment:  # not shown: it is the end of a password
+        raise ConfigError("--source: write @, :, /, ? and # in the mysql:// URL's user and password as %40, %3A …")
     user, database = unquote(parts.username or ""), unquote(parts.path.removeprefix("/"))
     host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname or ""
     try:
@@ -139,13 +182,3 @@ def parse_url(url: str) -> tuple[dict[str, Any], str]:
     else:
         arguments |= {"host": parts.hostname, "port": port or 3306}
     return {name: value for name, value in arguments.items() if value != ""}, label
-
-
-def _as_text(value: Any) -> Any:
-    if not isinstance(value, bytes):
-        return value
-    try:
-        return value.decode()
-    except UnicodeDecodeError:
-        # SUB, the control character that stands for a damaged one: the checks refuse the row and name it.
-        return value.decode("utf-8", "replace").replace("\ufffd", "\x1a")

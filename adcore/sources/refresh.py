@@ -5,8 +5,8 @@ the first process to take the lock in memcached reads the store and publishes a 
 is away is gone around: no memcached, read the store; no store, take the snapshot; neither, keep the table in memory,
 and at the start take the last good rows from local disk. Stale beats absent, and its age is shown.
 
-Everything that blocks happens in one thread; the loop only assigns the new table. A hung source therefore stops
-refreshing until its timeout, and nothing else.
+Everything that blocks happens in one thread; the loop only assigns the new table. A source that hangs therefore stops
+the refreshing, for as long as its driver's timeouts let it, and nothing else.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, TypeVar
 
 from adcore.background import BackgroundThread
 from adcore.errors import SourceError
@@ -30,11 +30,19 @@ log = logging.getLogger("adcore.sources")
 
 # Each wait is up to this part of the interval shorter, never longer: the interval is a promise.
 JITTER = 0.2
-# How long those that lost the lock look for the winner's snapshot, as a part of a second more than the interval allows.
-LOCK_WAIT_S = 0.7
+# How long those that lost the lock wait for the winner's snapshot before they read the store themselves. A load of
+# 100,000 creatives takes a second or two; longer than this, and its holder was killed.
+LOCK_WAIT_S = 5.0
 LOCK_POLL_S = 0.05
 # A table that keeps less than this part of the creatives of the one before is taken for an accident at first.
 SHRINK_MIN = 0.5
+
+
+class Found(NamedTuple):
+    """Rows, and where they were found: the store, the snapshot or the disk."""
+
+    rows: Rows
+    origin: str
 
 
 class Table(Protocol):
@@ -43,6 +51,7 @@ class Table(Protocol):
 
 
 T = TypeVar("T", bound=Table)
+R = TypeVar("R")
 
 
 class Health:
@@ -102,8 +111,12 @@ class Refresher(Generic[T]):
         self._clock = clock_wall
         self._thread = BackgroundThread("refresh")
         self._wanted = asyncio.Event()
-        self._table: T | None = None
-        self._revision = -1
+        self._reload = False
+        """Whether an operator wants everything read again, changed or not."""
+        self._served: Revision | None = None
+        """What the table in use was made of."""
+        self._creatives = 0
+        """How many it has."""
         self._refused_hash = b""
         self.refused: str | None = None
         self.table_wall: float | None = None
@@ -118,10 +131,19 @@ class Refresher(Generic[T]):
 
     async def start(self) -> bool:
         """Look for a first table: the store, the snapshot, the disk. Whether one was found."""
-        await self._refresh()
-        if self._table is None:
-            await self._call(self._load_last_good)
-        return self._table is not None
+        kept = await self._in_thread(self._load_last_good)
+        if kept is None:
+            await self._refresh()
+            return self._served is not None
+        # A store that lost most of its creatives while nobody looked is doubted as well.
+        rows, kept_wall = kept
+        self._creatives = _creatives_in(rows)
+        await self._refresh(before=rows.revision)
+        if self._served is None:
+            log.warning("serving revision %d from %s", rows.revision.number, self._last_good.label)
+            table = await self._in_thread(lambda: self._build(rows))
+            self._take(table, Found(rows, "disk"), kept_wall)
+        return True
 
     async def run(self) -> None:
         """Refresh until cancelled."""
@@ -135,7 +157,7 @@ class Refresher(Generic[T]):
 
     def request(self) -> None:
         """Read everything again now (an operator's HUP)."""
-        self._revision = -1
+        self._reload = True
         self._wanted.set()
 
     def close(self) -> None:
@@ -155,132 +177,131 @@ class Refresher(Generic[T]):
             "age_s": None if self.table_wall is None else max(0.0, self._clock() - self.table_wall),
         }
 
-    async def _call(self, function: Callable[[], T | None]) -> None:
-        """Run `function` in the thread, and use the table it gives."""
-        table = await asyncio.get_running_loop().run_in_executor(self._thread, function)
-        if table is not None:
-            self._table = table
-            self._use(table)
+    async def _in_thread(self, function: Callable[[], R]) -> R:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function)
 
-    async def _refresh(self) -> None:
+    async def _refresh(self, before: Revision | None = None) -> None:
+        """Look once; `before` is what stands for the table in use while there is none."""
+        reload, self._reload = self._reload, False
+        served = None if reload else self._served
         try:
-            await self._call(self._look)
+            found = await self._in_thread(lambda: self._look(served))
+            if found is not None:
+                compared_with = self._served or before
+                table = await self._in_thread(lambda: self._accept(found.rows, compared_with))
+                if table is not None:
+                    self._take(table, found, self._clock())
+                    await self._in_thread(lambda: self._save_last_good(found.rows))
         except Exception:
             # The timer must outlive any surprise; what it was is in the log.
             log.exception("a refresh failed; the table stays")
+            self._reload = self._reload or reload
         self.looks += 1
+
+    def _take(self, table: T, found: Found, fresh_wall: float) -> None:
+        self._use(table)
+        self._served = found.rows.revision
+        self._creatives = table.creative_count
+        self.table_wall = fresh_wall
+        self.loads[found.origin] += 1
 
     # In the thread
 
-    def _look(self) -> T | None:
-        """A new table if there is one."""
-        rows, origin = self._rows_if_new()
-        if rows is None:
-            return None
-        table = self._accept(rows)
-        if table is not None:
-            self.loads[origin] += 1
-            self._save_last_good(rows)
-        return table
-
-    def _rows_if_new(self) -> tuple[Rows | None, str]:
+    def _look(self, served: Revision | None) -> Found | None:
+        """New rows if there are any."""
         try:
             revision = self._source.revision()
             self.source_health.note_ok(self._clock())
         except SourceError as error:
             self.source_health.note_error(error)
-            return self._snapshot_if_newer(), "snapshot"
-        if revision.number == self._revision and self.refused is None:
+            return self._snapshot_if_newer(served)
+        if served is not None and (revision.generation, revision.number) == (served.generation, served.number):
             self.table_wall = self._clock()
-            return None, ""
-        return self._rows_at(revision)
+            return None
+        return self._load(revision)
 
-    def _rows_at(self, revision: Revision) -> tuple[Rows | None, str]:
-        """The rows at this revision or a later one, from the snapshot if somebody makes one."""
+    def _load(self, revision: Revision) -> Found | None:
+        """The rows at this revision or a later one: from the snapshot if somebody makes one, else from the store."""
         locked = False
-        if self._snapshot is not None:
+        snapshot = self._snapshot
+        if snapshot is not None:
             deadline_monotonic = time.monotonic() + LOCK_WAIT_S
-            while True:
-                try:
-                    found = self._snapshot.revision()
-                    if found is not None and found.number >= revision.number:
-                        rows = self._snapshot.load()
-                        self._note_snapshot_ok()
-                        # Revisions of a database that was set up anew start again: a higher one is not ours.
-                        if rows is not None and rows.revision == revision.number:
-                            return rows, "snapshot"
-                    locked = self._snapshot.lock()
+            try:
+                while True:
+                    there = snapshot.revision()
+                    if there is not None and there.is_as_new_as(revision):
+                        rows = snapshot.load()
+                        if rows is not None and rows.revision.is_as_new_as(revision):
+                            self._note_snapshot_ok()
+                            return Found(rows, "snapshot")
+                    locked = snapshot.lock()
                     self._note_snapshot_ok()
-                except SourceError as error:
-                    self._note_snapshot_error(error)
-                    break
-                if locked or time.monotonic() > deadline_monotonic:
-                    break
-                time.sleep(LOCK_POLL_S)
+                    if locked or time.monotonic() > deadline_monotonic:
+                        break
+                    time.sleep(LOCK_POLL_S)
+            except SourceError as error:
+                self._note_snapshot_error(error)
         try:
             rows = self._source.load()
         except SourceError as error:
             self.source_health.note_error(error)
-            return None, ""
-        if self._snapshot is not None and locked:
+            rows = None
+        if snapshot is not None and locked:
             try:
-                self._snapshot.publish(rows)
-                self._snapshot.unlock()
+                if rows is not None:
+                    snapshot.publish(rows)
+                snapshot.unlock()
             except SourceError as error:
                 self._note_snapshot_error(error)
-        return rows, "store"
+        return None if rows is None else Found(rows, "store")
 
-    def _snapshot_if_newer(self) -> Rows | None:
+    def _snapshot_if_newer(self, served: Revision | None) -> Found | None:
         if self._snapshot is None:
             return None
         try:
-            found = self._snapshot.revision()
+            there = self._snapshot.revision()
             self._note_snapshot_ok()
-            if found is None or found.number <= self._revision:
+            # Without the store nobody can say which of two generations is the one that counts.
+            if there is None or (served and (not there.is_as_new_as(served) or there.number == served.number)):
                 return None
-            return self._snapshot.load()
+            rows = self._snapshot.load()
         except SourceError as error:
             self._note_snapshot_error(error)
             return None
+        return None if rows is None else Found(rows, "snapshot")
 
-    def _accept(self, rows: Rows) -> T | None:
+    def _accept(self, rows: Rows, before: Revision | None) -> T | None:
         """Build the table, and hold it against the one before."""
         digest = blake2b(encode_rows(rows), digest_size=16).digest()
         table = self._build(rows)
-        before = self._table
+        revision = rows.revision
         if (
             before is not None
-            and table.creative_count < before.creative_count * SHRINK_MIN
-            and rows.confirmed < rows.revision
+            and before.generation == revision.generation
+            and table.creative_count < self._creatives * SHRINK_MIN
+            and revision.confirmed < revision.number
             and digest != self._refused_hash
         ):
             self._refused_hash = digest
             self.refused = (
-                f"revision {rows.revision} has {table.creative_count} creatives and the one before "
-                f"{before.creative_count}; it is taken if the next "
-                "look finds it unchanged, or once adctl apply confirms it"
+                f"revision {revision.number} has {table.creative_count} creatives and the one before "
+                f"{self._creatives}; it is taken if the next look finds it unchanged, or once adctl apply confirms it"
             )
             log.warning("%s", self.refused)
             return None
         self._refused_hash = b""
         self.refused = None
-        self._revision = rows.revision
-        self.table_wall = self._clock()
         return table
 
-    def _load_last_good(self) -> T | None:
+    def _load_last_good(self) -> tuple[Rows, float] | None:
         try:
-            rows = self._last_good.load()
+            kept = self._last_good.load()
         except SourceError as error:
             self.disk_health.note_error(error)
             return None
-        if rows is None:
-            return None
-        self.disk_health.note_ok(self._clock())
-        table = self._build(rows)
-        self.loads["disk"] += 1
-        log.warning("no source answers; serving revision %d from %s", rows.revision, self._last_good.label)
-        return table
+        if kept is not None:
+            self.disk_health.note_ok(self._clock())
+        return kept
 
     def _save_last_good(self, rows: Rows) -> None:
         try:
@@ -296,3 +317,8 @@ class Refresher(Generic[T]):
     def _note_snapshot_error(self, error: SourceError) -> None:
         assert self.snapshot_health is not None
         self.snapshot_health.note_error(error)
+
+
+def _creatives_in(rows: Rows) -> int:
+    """How many creatives there are, good or bad."""
+    return sum(len(campaign["creatives"]) for campaign in rows.document["campaigns"])

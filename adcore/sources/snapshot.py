@@ -24,15 +24,14 @@ TIMEOUT_S = 3.0
 CHUNK_BYTES = 1_000_000
 # 512 MiB of rows; a head that claims more is not ours.
 CHUNKS_MAX = 512
-# A holder of the lock that dies must not keep the others from rebuilding for long.
-LOCK_S = 15
+# Longer than the store's own timeouts, so that it ends before its holder only if that died.
+LOCK_S = 30
 
 
 class Head(msgspec.Struct, frozen=True):
     """What the snapshot is of, and what its chunks are called."""
 
-    revision: int
-    confirmed: int
+    revision: Revision
     hash: str
     chunks: int
 
@@ -42,7 +41,9 @@ class Snapshot:
 
     def __init__(self, address: str, prefix: str, owner: str) -> None:
         self.label = f"memcached {address}"
-        self._prefix = prefix
+        # Rows of another form than this one's are another version's.
+        self._prefix = f"{prefix}rows1:"
+        self._head_key = self._prefix + "head"
         self._owner = owner.encode()
         server: Any = address
         if not address.startswith("unix:"):
@@ -59,16 +60,16 @@ class Snapshot:
     def head(self) -> Head | None:
         """What is there; None when there is nothing that makes sense."""
         with self._naming_errors():
-            raw = self._client.get(self._prefix + "head")
+            raw = self._client.get(self._head_key)
         try:
             head = msgspec.msgpack.decode(raw or b"", type=Head)
         except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError):
             return None
-        return head if 0 < head.chunks <= CHUNKS_MAX and head.revision >= 0 and head.hash.isalnum() else None
+        return head if 0 < head.chunks <= CHUNKS_MAX and head.hash.isalnum() else None
 
     def revision(self) -> Revision | None:
         head = self.head()
-        return None if head is None else Revision(head.revision, head.confirmed)
+        return None if head is None else head.revision
 
     def load(self) -> Rows | None:
         """The rows; None when there are none, or not all of them, or not what the head says."""
@@ -86,12 +87,16 @@ class Snapshot:
     def publish(self, rows: Rows) -> None:
         payload = encode_rows(rows)
         chunks = [payload[at : at + CHUNK_BYTES] for at in range(0, len(payload), CHUNK_BYTES)]
-        head = Head(rows.revision, rows.confirmed, _hash(payload), len(chunks))
+        head = Head(rows.revision, _hash(payload), len(chunks))
+        before = self.head()
         with self._naming_errors():
             for key, chunk in zip(self._chunk_keys(head), chunks, strict=True):
                 if not self._client.set(key, chunk):
                     raise SourceError(f"{self.label}: it took no chunk of {len(chunk)} bytes; see its -m and -I")
-            self._client.set(self._prefix + "head", msgspec.msgpack.encode(head))
+            self._client.set(self._head_key, msgspec.msgpack.encode(head))
+            if before is not None and before.hash != head.hash:
+                # A reader in the middle of them finds them gone, and starts again with the new head.
+                self._client.delete_many(self._chunk_keys(before))
 
     def lock(self) -> bool:
         """Whether this process may rebuild now; it may for LOCK_S seconds, or until `unlock`."""
@@ -107,7 +112,7 @@ class Snapshot:
         self._client.close()
 
     def _chunk_keys(self, head: Head) -> list[str]:
-        return [f"{self._prefix}rows:{head.hash}:{number}" for number in range(head.chunks)]
+        return [f"{self._prefix}{head.hash}:{number}" for number in range(head.chunks)]
 
     @contextmanager
     def _naming_errors(self) -> Iterator[None]:

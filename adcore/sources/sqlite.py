@@ -1,46 +1,54 @@
 """The embedded store: one SQLite file, which migrates by itself."""
 
+import os
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import quote
 
 from adcore.core.inventory import Inventory
 from adcore.errors import SourceError
-from adcore.sources import Revision, Rows, sqlstore
+from adcore.sources import Revision, Rows, sqlite_path, sqlstore
 
 # How long another process's write may take; an apply of 100,000 creatives takes a few seconds.
 BUSY_TIMEOUT_S = 10.0
 
 
 class SqliteStore:
-    """A store at `sqlite:///PATH`; PATH is absolute, as in a file URL, and may be percent-encoded."""
+    """A store at `sqlite:///PATH`; PATH is absolute, as in a file URL, and may be percent-encoded.
+
+    `migrate` and `apply` make the file; whoever only looks must not.
+    """
 
     placeholder = "?"
 
     def __init__(self, url: str) -> None:
-        self.label = url
-        self.path = Path("/" + unquote(url.removeprefix("sqlite:///")).lstrip("/"))
+        self.path = sqlite_path(url)
+        self.label = f"sqlite://{self.path}"
         self._connection: sqlite3.Connection | None = None
+        self._file = (0, 0)
 
     def revision(self) -> Revision:
         with self._naming_errors():
+            self._open()
             return sqlstore.read_revision(self)
 
     def load(self) -> Rows:
         with self._naming_errors():
+            self._open()
             return sqlstore.read_rows(self)
 
     def migrate(self) -> list[str]:
         with self._naming_errors():
-            self._connect()
+            self._connect("rwc")
             return sqlstore.migrate(self)
 
-    def apply(self, inventory: Inventory) -> None:
+    def apply(self, choose: Callable[[Rows], Inventory]) -> Revision:
         with self._naming_errors():
-            sqlstore.write_inventory(self, inventory)
+            self._connect("rwc")
+            sqlstore.migrate(self)
+            return sqlstore.write_inventory(self, choose)
 
     def close(self) -> None:
         if self._connection is not None:
@@ -50,51 +58,91 @@ class SqliteStore:
     # What sqlstore asks of a dialect
 
     @contextmanager
-    def transaction(self) -> Iterator[None]:
-        connection = self._open()
+    def reading(self) -> Iterator[None]:
+        with self._transaction("BEGIN"):
+            yield
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
         # IMMEDIATE waits its turn to write at the start; a read turned into a write could not wait.
-        connection.execute("BEGIN IMMEDIATE")
+        with self._transaction("BEGIN IMMEDIATE"):
+            yield
+
+    migrating = writing
+
+    def has_table(self, name: str) -> bool:
+        return bool(self.query("SELECT 1 AS found FROM sqlite_master WHERE type = 'table' AND name = ?", (name,)))
+
+    def query(self, sql: str, values: Sequence[Any] = ()) -> list[sqlstore.Row]:
+        assert self._connection is not None
+        cursor = self._connection.execute(sql, values)
+        names = [column[0] for column in cursor.description]
+        return [dict(zip(names, map(sqlstore.as_text, row), strict=True)) for row in cursor]
+
+    def execute(self, sql: str, values: Sequence[Any] = ()) -> None:
+        assert self._connection is not None
+        # Triggers end with a semicolon of their own inside, and another one must follow.
+        self._connection.execute(sql + ";", values)
+
+    @contextmanager
+    def _transaction(self, begin: str) -> Iterator[None]:
+        connection = self._connection
+        assert connection is not None
+        connection.execute(begin)
         try:
             yield
         except BaseException:
-            connection.execute("ROLLBACK")
+            # A failed disk may have rolled it back already.
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
             raise
         connection.execute("COMMIT")
 
-    def query(self, sql: str, values: Sequence[Any] = ()) -> list[sqlstore.Row]:
-        cursor = self._open().execute(sql, values)
-        names = [column[0] for column in cursor.description]
-        return [dict(zip(names, row, strict=True)) for row in cursor]
-
-    def execute(self, sql: str, values: Sequence[Any] = ()) -> None:
-        self._open().execute(sql + ";", values)
-
-    def _open(self) -> sqlite3.Connection:
+    def _open(self) -> None:
+        """Open the file that is at the path now, which may be another one than before."""
+        try:
+            status = os.stat(self.path)
+        except OSError as error:
+            self.close()
+            raise SourceError(f"{self.label}: {error.strerror}{self._hint()}") from error
+        if self._connection is not None and (status.st_dev, status.st_ino) != self._file:
+            self.close()
         if self._connection is None:
-            self._connect()
+            self._connect("rw")
             sqlstore.migrate(self)
-        assert self._connection is not None
-        return self._connection
 
-    def _connect(self) -> None:
+    def _connect(self, mode: str) -> None:
         if self._connection is not None:
             return
-        # Its calls come from one thread at a time, though not always the same one.
-        connection = sqlite3.connect(self.path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
+        connection = sqlite3.connect(
+            f"file:{quote(str(self.path))}?mode={mode}",
+            uri=True,
+            timeout=BUSY_TIMEOUT_S,
+            isolation_level=None,
+            # Its calls come from one thread at a time, though not always the same one.
+            check_same_thread=False,
+        )
         try:
-            # Readers never wait for a writer, nor a writer for readers.
+            connection.text_factory = bytes
+            # With it readers never wait for a writer, nor a writer for readers.
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA foreign_keys = ON")
+            status = os.stat(self.path)
         except BaseException:
             connection.close()
             raise
         self._connection = connection
+        self._file = status.st_dev, status.st_ino
 
     @contextmanager
     def _naming_errors(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.Error as error:
-            hint = "" if self.path.parent.is_dir() else f"; there is no directory {self.path.parent}"
+        except (sqlite3.Error, OSError) as error:
             self.close()
-            raise SourceError(f"{self.label}: {error}{hint}") from error
+            raise SourceError(f"{self.label}: {error}{self._hint()}") from error
+
+    def _hint(self) -> str:
+        if not self.path.parent.is_dir():
+            return f"; there is no directory {self.path.parent}"
+        return "" if self.path.exists() else "; adctl apply makes a new store"

@@ -6,10 +6,13 @@ is checked.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import secrets
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from importlib import resources
 from typing import Any, Protocol
+
+import msgspec
 
 from adcore.core.inventory import Inventory, to_document
 from adcore.errors import SourceError
@@ -37,13 +40,21 @@ _ORDER = ("advertisers", "placements", "campaigns", "creatives")
 
 
 class Dialect(Protocol):
-    """One connection to a database. Failures are SourceErrors that name the store and the fix."""
+    """One connection to a database. Failures are the driver's own errors; the stores make SourceErrors of them."""
 
     label: str
     placeholder: str
 
-    def transaction(self) -> AbstractContextManager[None]:
-        """All or nothing, and one state of the database for all that is read in it."""
+    def reading(self) -> AbstractContextManager[None]:
+        """One state of the database for all that is read in it."""
+
+    def writing(self) -> AbstractContextManager[None]:
+        """A transaction, all or nothing, that nobody else's change comes between."""
+
+    def migrating(self) -> AbstractContextManager[None]:
+        """As long as it lasts nobody else migrates."""
+
+    def has_table(self, name: str) -> bool: ...
 
     def query(self, sql: str, values: Sequence[Any] = ()) -> list[Row]: ...
 
@@ -76,36 +87,56 @@ def split_statements(script: str) -> list[str]:
 
 
 def migrate(db: Dialect) -> list[str]:
-    """Apply what the store does not have yet; the names of what was applied."""
-    db.execute("CREATE TABLE IF NOT EXISTS schema_migrations (name VARCHAR(64) NOT NULL PRIMARY KEY)")
-    done = {row["name"] for row in db.query("SELECT name FROM schema_migrations")}
+    """Apply what the store does not have yet; the names of what was applied.
+
+    MySQL ends a transaction with every CREATE, so a migration that failed half-way is run again from its start: each
+    statement in it does nothing where its work is done.
+    """
+    if not _pending(db):
+        return []
     applied = []
-    for name, statements in migrations():
-        if name in done:
-            continue
-        with db.transaction():
+    with db.migrating():
+        db.execute("CREATE TABLE IF NOT EXISTS schema_migrations (name VARCHAR(64) NOT NULL PRIMARY KEY)")
+        for name, statements in _pending(db):
             for statement in statements:
-                # SQLite's triggers end with a semicolon of their own inside; MySQL takes the statement without one.
                 db.execute(statement)
             db.execute(f"INSERT INTO schema_migrations (name) VALUES ({db.placeholder})", (name,))
-        applied.append(name)
+            applied.append(name)
+        db.execute(
+            f"UPDATE revision SET generation = {db.placeholder} WHERE id = 1 AND generation = ''",
+            (secrets.token_hex(8),),
+        )
     return applied
 
 
-def read_revision(db: Dialect) -> Revision:
-    rows = db.query("SELECT revision, confirmed FROM revision WHERE id = 1")
+def _pending(db: Dialect) -> list[tuple[str, list[str]]]:
+    done: set[str] = set()
+    if db.has_table("schema_migrations"):
+        done = {row["name"] for row in db.query("SELECT name FROM schema_migrations")}
+    return [(name, statements) for name, statements in migrations() if name not in done]
+
+
+def read_revision(db: Dialect, suffix: str = "") -> Revision:
+    rows = db.query(f"SELECT generation, revision, confirmed FROM revision WHERE id = 1{suffix}")
     if not rows:
-        raise SourceError(f"{db.label}: the table revision has lost its row: INSERT INTO revision VALUES (1, 1, 0)")
-    return Revision(rows[0]["revision"], rows[0]["confirmed"])
+        raise SourceError(
+            f"{db.label}: the table revision has lost its row: "
+            "INSERT INTO revision (id, generation, revision, confirmed) VALUES (1, 'NEW', 1, 0)"
+        )
+    return Revision(rows[0]["generation"], rows[0]["revision"], rows[0]["confirmed"])
 
 
 def read_rows(db: Dialect) -> Rows:
     """Everything, at one revision."""
-    with db.transaction():
-        revision = read_revision(db)
-        placements = db.query("SELECT * FROM placements ORDER BY position, id")
-        campaigns = db.query("SELECT * FROM campaigns ORDER BY position, id")
-        creatives = db.query("SELECT * FROM creatives ORDER BY position, id")
+    with db.reading():
+        return _read_rows(db)
+
+
+def _read_rows(db: Dialect) -> Rows:
+    revision = read_revision(db)
+    placements = db.query("SELECT * FROM placements ORDER BY position, id")
+    campaigns = db.query("SELECT * FROM campaigns ORDER BY position, id")
+    creatives = db.query("SELECT * FROM creatives ORDER BY position, id")
     of_campaign: dict[str, list[dict[str, Any]]] = {}
     for row in creatives:
         of_campaign.setdefault(row["campaign"], []).append(_creative_object(row))
@@ -113,13 +144,13 @@ def read_rows(db: Dialect) -> Rows:
     # A creative without its campaign (foreign keys switched off) is named as part of a campaign that is not there.
     objects += [{"id": campaign, "creatives": orphans} for campaign, orphans in of_campaign.items()]
     document = {"placements": [_placement_object(row) for row in placements], "campaigns": objects}
-    return Rows(revision.number, revision.confirmed, document)
+    return Rows(revision, document)
 
 
-def write_inventory(db: Dialect, inventory: Inventory) -> None:
-    """Make the tables equal to the inventory, touching only rows that differ; confirm the new revision."""
-    wanted = _wanted_rows(to_document(inventory))
-    with db.transaction():
+def write_inventory(db: Dialect, choose: Callable[[Rows], Inventory]) -> Revision:
+    """Make the tables equal to the inventory chosen, touching only rows that differ; confirm the new revision."""
+    with db.writing():
+        wanted = _wanted_rows(to_document(choose(_read_rows(db))))
         stored = {
             table: {
                 row[_KEY[table]]: tuple(row[column] for column in columns) for row in db.query(f"SELECT * FROM {table}")
@@ -133,6 +164,7 @@ def write_inventory(db: Dialect, inventory: Inventory) -> None:
             for gone in stored[table].keys() - wanted[table].keys():
                 db.execute(f"DELETE FROM {table} WHERE {key} = {db.placeholder}", (gone,))
         db.execute("UPDATE revision SET confirmed = revision WHERE id = 1")
+        return read_revision(db)
 
 
 def _put_rows(
@@ -225,8 +257,22 @@ def _to_json(value: object) -> str:
 
 
 def _from_json(text: Any) -> Any:
-    """The value, or the text itself when it is no JSON: the check of the document will name it."""
+    """The value, or the text itself when it is none that a table can hold: the check of the document will name it."""
     try:
-        return json.loads(text)
-    except (ValueError, TypeError, RecursionError):
+        value = json.loads(text)
+        # What cannot be put into a snapshot (integers past 64 bits, half a surrogate pair) would stop all the rest.
+        msgspec.msgpack.encode(value)
+    except (ValueError, TypeError, RecursionError, OverflowError):
         return text
+    return value
+
+
+def as_text(value: Any) -> Any:
+    """A column's value with its bytes read as UTF-8; one row that is none must not hide all the others."""
+    if not isinstance(value, bytes):
+        return value
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        # SUB, the control character that stands for a damaged one: the checks refuse the row and name it.
+        return value.decode("utf-8", "replace").replace("\ufffd", "\x1a")

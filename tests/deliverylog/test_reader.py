@@ -98,6 +98,38 @@ def test_no_bytes_make_the_reader_fail(data: bytes) -> None:
     assert sum(item.length for item in found if isinstance(item, Damage)) <= len(data)
 
 
+class Dripping(io.BytesIO):
+    """Gives a few bytes at a time, as a pipe may."""
+
+    def read1(self, size: int | None = -1) -> bytes:
+        return super().read(random.Random(self.tell()).randint(1, 40))
+
+
+@given(st.lists(RECORDS, min_size=1, max_size=4), FORMATS, st.binary(max_size=60), st.data())
+def test_how_the_bytes_come_makes_no_difference(
+    records: list[AnyRecord], form: str, noise: bytes, data: st.DataObject
+) -> None:
+    whole = b"".join(map(ENCODERS[form], records))
+    at = data.draw(st.integers(0, len(whole)))
+    log = whole[:at] + noise + whole[at:]
+    assert list(read_records(Dripping(log))) == read(log)
+
+
+def test_a_compressed_file_that_was_cut_off_is_read_to_its_end(tmp_path: Path) -> None:
+    path = tmp_path / "log.gz"
+    rng = random.Random(1)
+    records = [click(rng.getrandbits(100)) for _ in range(500)]
+    packed = gzip.compress(b"".join(map(encode_json, records)))
+    path.write_bytes(packed[: len(packed) // 2])
+    with open_log(path) as file:
+        *found, damage = read_records(file)
+    kept = [item for item in found if not isinstance(item, Damage)]
+    assert 100 < len(kept) < 500
+    assert kept == records[: len(kept)]
+    assert isinstance(damage, Damage)
+    assert "compressed file is damaged here" in damage.reason
+
+
 @pytest.mark.parametrize("form", sorted(ENCODERS))
 def test_a_tail_torn_at_any_byte_is_reported_with_its_place(form: str) -> None:
     whole = ENCODERS[form](click(1))

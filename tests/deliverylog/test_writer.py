@@ -1,10 +1,11 @@
 """The writer against files, and against every fault that a disk can have."""
 
 import asyncio
+import contextlib
 import errno
 import os
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ class Running:
 
     def __init__(self, path: Path, form: str, bytes_max: int = 1 << 20, **faults: Any) -> None:
         self.queue = RecordQueue(bytes_max, ENCODERS[form])
-        self.writer = LogWriter(self.queue, path, **faults)
+        self.writer = LogWriter(self.queue, path, lines=form == "json", **faults)
         self.close_timeout_s = 20.0
 
     async def __aenter__(self) -> "Running":
@@ -47,7 +48,11 @@ class Running:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self.writer.close(self.task, self.close_timeout_s)
+        async def within(written: Awaitable[object]) -> None:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(written, self.close_timeout_s)
+
+        await self.writer.close(self.task, within)
 
     async def until(self, condition: Callable[[], bool]) -> None:
         async with asyncio.timeout(20):
@@ -298,7 +303,83 @@ def test_a_hung_disk_does_not_hold_up_the_exit(tmp_path: Path) -> None:
         async with log:
             log.queue.put(click(1))
             await asyncio.sleep(0)
+            log.queue.put(click(2))
+        assert log.queue.dropped == Counter(click=2)
+        assert log.queue.bytes == 0
         go_on.set()
+
+    run(main())
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_reopening_on_a_full_disk_stops_nothing_and_loses_nothing(tmp_path: Path, form: str) -> None:
+    """A record torn by a full disk, USR1 while it is still full, then room: all in one file."""
+    path = tmp_path / "log"
+    room = [500]
+
+    def write(fd: int, data: bytes) -> int:
+        fits = data[: room[0]]
+        if not fits:
+            raise OSError(errno.ENOSPC, "full")
+        room[0] -= len(fits)
+        return os.write(fd, fits)
+
+    async def main() -> None:
+        async with Running(path, form, write=write) as log:
+            for n in range(5):
+                log.queue.put(click(n))
+            await log.until(lambda: log.writer.write_errors > 0)
+            log.writer.reopen()
+            await log.until(lambda: log.writer.reopens == 1)
+            room[0] = 1 << 20
+            await log.drained()
+            assert log.writer.written == Counter(click=5)
+
+    run(main())
+    found = read(path)
+    assert [item for item in found if not isinstance(item, Damage)] == [click(n) for n in range(5)]
+    assert [item.reason for item in found if isinstance(item, Damage)] != []
+
+
+@pytest.mark.parametrize("first", FORMATS)
+@pytest.mark.parametrize("second", FORMATS)
+def test_a_torn_record_takes_no_other_with_it_when_the_form_changes(tmp_path: Path, first: str, second: str) -> None:
+    path = tmp_path / "log"
+    whole = ENCODERS[first](click(1))
+
+    async def main() -> None:
+        async with Running(path, second) as log:
+            log.queue.put(click(2))
+            log.queue.put(click(3))
+
+    for length in range(1, len(whole), 7):
+        path.write_bytes(whole + whole[:length])
+        run(main())
+        assert [item for item in read(path) if not isinstance(item, Damage)] == [click(1), click(2), click(3)], length
+
+
+def test_a_pipe_that_nobody_reads_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(StartError, match="a pipe that nobody reads"):
+        asyncio.run(_open(LogWriter(RecordQueue(1000, ENCODERS["json"]), tmp_path / "pipe")))
+
+
+def test_every_file_is_closed(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+
+    def open_here() -> list[str]:
+        links = (os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd"))
+        return [link for link in links if link == str(path)]
+
+    async def main() -> None:
+        log = Running(path, "json")
+        async with log:
+            for reopens in range(1, 4):
+                log.queue.put(click(1))
+                log.writer.reopen()
+                await log.until(lambda n=reopens: log.writer.reopens == n)  # type: ignore[misc]
+            await log.until(lambda: len(open_here()) == 1)
+        await log.until(lambda: not open_here())
 
     run(main())
 

@@ -1,6 +1,7 @@
 """The order in which sources are asked, and what is done when they are away; no clock, no socket, no sleep."""
 
 import asyncio
+import os
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ from adcore.sources.refresh import Refresher
 
 class Table:
     def __init__(self, rows: Rows) -> None:
-        self.revision = rows.revision
+        self.revision = rows.revision.number
         self.creative_count = len(rows.document["campaigns"])
 
 
-def rows(revision: int, size: int = 10, confirmed: int = 0) -> Rows:
-    return Rows(revision, confirmed, {"placements": [], "campaigns": [{"id": f"{n}"} for n in range(size)]})
+def rows(revision: int, size: int = 10, confirmed: int = 0, generation: str = "first") -> Rows:
+    campaigns = [{"id": f"{n}", "creatives": [{}]} for n in range(size)]
+    return Rows(Revision(generation, revision, confirmed), {"placements": [], "campaigns": campaigns})
 
 
 class FakeStore:
@@ -31,17 +33,20 @@ class FakeStore:
     def __init__(self) -> None:
         self.rows = rows(1)
         self.away = False
+        self.failing = ""
+        self.on_revision: Callable[[], None] = lambda: None
         self.calls: list[str] = []
         self.closed = False
 
     def _answer(self, call: str) -> None:
         self.calls.append(call)
-        if self.away:
+        if self.away or call == self.failing:
             raise SourceError("store: away")
 
     def revision(self) -> Revision:
         self._answer("revision")
-        return Revision(self.rows.revision, self.rows.confirmed)
+        self.on_revision()
+        return self.rows.revision
 
     def load(self) -> Rows:
         self._answer("load")
@@ -80,7 +85,7 @@ class FakeClient:
     def revision(self) -> Revision | None:
         self._check()
         held = self.shared.rows
-        return None if held is None else Revision(held.revision, held.confirmed)
+        return None if held is None else held.revision
 
     def load(self) -> Rows | None:
         self._check()
@@ -93,9 +98,10 @@ class FakeClient:
 
     def lock(self) -> bool:
         self._check()
-        if self.shared.holder is None:
-            self.shared.holder = self.owner
-        return self.shared.holder == self.owner
+        if self.shared.holder is not None:
+            return False
+        self.shared.holder = self.owner
+        return True
 
     def unlock(self) -> None:
         self._check()
@@ -280,11 +286,176 @@ def test_a_snapshot_of_another_revision_is_not_taken(tmp_path: Path) -> None:
 
     async def main() -> None:
         shared = FakeSnapshot()
-        shared.rows = rows(99)
+        shared.rows = rows(99, generation="before")
         process = Process(FakeStore(), shared, tmp_path / "rows")
         assert await process.look() == 1
 
     run(main)
+
+
+def test_a_store_set_up_anew_is_not_taken_for_the_one_before(tmp_path: Path) -> None:
+    """Its revisions start again, and may come to the very number that was served."""
+
+    async def main() -> None:
+        shared = FakeSnapshot()
+        store = FakeStore()
+        store.rows = rows(5)
+        process = Process(store, shared, tmp_path / "rows")
+        await process.look()
+        store.rows = rows(5, size=2, generation="second")
+        await process.look()
+        assert process.table is not None
+        assert process.table.creative_count == 2
+        assert shared.rows == store.rows
+
+    run(main)
+
+
+def test_a_later_snapshot_than_the_one_looked_for_is_as_good(tmp_path: Path) -> None:
+    async def main() -> None:
+        shared = FakeSnapshot()
+        shared.rows = rows(3)
+        store = FakeStore()
+        store.rows = rows(2)
+        process = Process(store, shared, tmp_path / "rows")
+        assert await process.look() == 3
+        assert "load" not in store.calls
+
+    run(main)
+
+
+def test_a_failed_load_gives_the_lock_back(tmp_path: Path) -> None:
+    async def main() -> None:
+        shared, store = FakeSnapshot(), FakeStore()
+        process = Process(store, shared, tmp_path / "rows")
+        store.failing = "load"
+        assert await process.look() is None
+        assert shared.holder is None
+        store.failing = ""
+        assert await process.look() == 1
+        assert shared.published == 1
+
+    run(main)
+
+
+def test_the_table_of_a_start_from_disk_has_its_true_age(tmp_path: Path) -> None:
+    async def main() -> None:
+        store = FakeStore()
+        await Process(store, None, tmp_path / "rows").refresher.start()
+        os.utime(tmp_path / "rows", (400.0, 400.0))
+        store.away = True
+        process = Process(store, None, tmp_path / "rows")
+        assert await process.refresher.start()
+        assert process.refresher.status()["age_s"] == 600.0
+
+    run(main)
+
+
+def test_the_age_grows_only_while_the_store_is_away(tmp_path: Path) -> None:
+    async def main() -> None:
+        store = FakeStore()
+        process = Process(store, None, tmp_path / "rows")
+        ages = []
+        for away in (False, False, True, True, False):
+            store.away = away
+            process.now += 10
+            await process.look()
+            ages.append(process.refresher.status()["age_s"])
+        assert ages == [0, 0, 10, 20, 0]
+        assert process.refresher.source_health.ok
+
+    run(main)
+
+
+def test_a_store_that_lost_most_of_its_creatives_is_doubted_at_the_start_too(tmp_path: Path) -> None:
+    async def main() -> None:
+        store = FakeStore()
+        await Process(store, None, tmp_path / "rows").refresher.start()
+        store.rows = rows(2, size=1)
+        process = Process(store, None, tmp_path / "rows")
+        assert await process.refresher.start()
+        assert process.table is not None
+        assert process.table.revision == 1
+        assert "1 creatives" in str(process.refresher.refused)
+        assert await process.look() == 2
+        # Another store is another matter.
+        store.rows = rows(1, size=0, generation="second")
+        other = Process(store, None, tmp_path / "rows")
+        assert await other.refresher.start()
+        assert other.table is not None
+        assert other.table.creative_count == 0
+
+    run(main)
+
+
+def test_a_disk_that_keeps_nothing_stops_no_table(tmp_path: Path) -> None:
+    async def main() -> None:
+        (tmp_path / "file").touch()
+        store = FakeStore()
+        process = Process(store, None, tmp_path / "file" / "rows")
+        assert await process.refresher.start()
+        store.rows = rows(2)
+        assert await process.look() == 2
+        assert process.refresher.disk_health.ok is False
+
+    run(main)
+
+
+def test_a_hup_during_a_refresh_is_not_lost(tmp_path: Path) -> None:
+    async def main() -> None:
+        store = FakeStore()
+        process = Process(store, None, tmp_path / "rows")
+        await process.look()
+        store.calls.clear()
+        store.on_revision = process.refresher.request
+        await process.look()
+        store.on_revision = lambda: None
+        await process.look()
+        assert store.calls == ["revision", "revision", "load"]
+
+    run(main)
+
+
+@pytest.mark.parametrize("uniform", [0.0, 0.5, 0.999])
+def test_a_wait_is_never_longer_than_the_interval(
+    tmp_path: Path, uniform: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        process = Process(FakeStore(), None, tmp_path / "rows", interval_s=4.0)
+        process.refresher._uniform = lambda: uniform
+        waits: list[float] = []
+
+        async def wait_for(waiting: Coroutine[Any, Any, object], seconds: float) -> None:
+            waiting.close()
+            waits.append(seconds)
+            raise asyncio.CancelledError if len(waits) == 3 else TimeoutError
+
+        monkeypatch.setattr(asyncio, "wait_for", wait_for)
+        with pytest.raises(asyncio.CancelledError):
+            await process.refresher.run()
+        assert all(4.0 * 0.8 <= wait <= 4.0 for wait in waits), waits
+
+    run(main)
+
+
+def test_a_source_that_stays_away_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+
+    async def main() -> None:
+        store = FakeStore()
+        process = Process(store, None, tmp_path / "rows")
+        store.away = True
+        for _ in range(3):
+            await process.look()
+        store.away = False
+        await process.look()
+        process.refresher.close()
+        async with asyncio.timeout(20):
+            while not store.closed:
+                await asyncio.sleep(0.001)
+
+    run(main)
+    assert [record.message for record in caplog.records] == ["store: away", "store answers again"]
 
 
 def test_a_surprise_does_not_stop_the_timer(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

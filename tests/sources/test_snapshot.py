@@ -1,5 +1,6 @@
 """The memcached snapshot on a real memcached, and the last good rows on disk."""
 
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import closing
@@ -10,15 +11,15 @@ import pytest
 from pymemcache import Client
 
 from adcore.errors import SourceError
-from adcore.sources import Rows
+from adcore.sources import Revision, Rows
 from adcore.sources.codec import decode_rows, encode_rows
 from adcore.sources.lastgood import LastGood
-from adcore.sources.snapshot import CHUNK_BYTES, Head, Snapshot
+from adcore.sources.snapshot import CHUNK_BYTES, LOCK_S, Head, Snapshot
 from tests import services
 from tests.inventories import campaign, document
 
-ROWS = Rows(7, 6, document(campaign("a")))
-LARGE = Rows(8, 8, {"placements": [], "campaigns": [{"id": "x" * (3 * CHUNK_BYTES)}]})
+ROWS = Rows(Revision("g", 7, 6), document(campaign("a")))
+LARGE = Rows(Revision("g", 8, 8), {"placements": [], "campaigns": [{"id": "x" * (3 * CHUNK_BYTES)}]})
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def test_what_is_published_is_loaded(snapshot: Snapshot, rows: Rows) -> None:
     assert snapshot.revision() is None
     snapshot.publish(rows)
     assert snapshot.load() == rows
-    assert snapshot.revision() == (rows.revision, rows.confirmed)
+    assert snapshot.revision() == rows.revision
 
 
 def test_a_prefix_keeps_sites_apart(memcached: services.Service, snapshot: Snapshot) -> None:
@@ -57,23 +58,23 @@ def test_a_prefix_keeps_sites_apart(memcached: services.Service, snapshot: Snaps
         b"",
         b"garbage",
         b"\x80",
-        msgspec.msgpack.encode({"revision": 1, "confirmed": 1, "hash": "a", "chunks": 0}),
-        msgspec.msgpack.encode({"revision": 1, "confirmed": 1, "hash": "a", "chunks": 10**9}),
-        msgspec.msgpack.encode({"revision": 1, "confirmed": 1, "hash": "a b", "chunks": 1}),
-        msgspec.msgpack.encode({"revision": -1, "confirmed": 1, "hash": "a", "chunks": 1}),
+        msgspec.msgpack.encode({"revision": ["g", 1, 1], "hash": "a", "chunks": 0}),
+        msgspec.msgpack.encode({"revision": ["g", 1, 1], "hash": "a", "chunks": 10**9}),
+        msgspec.msgpack.encode({"revision": ["g", 1, 1], "hash": "a b", "chunks": 1}),
+        msgspec.msgpack.encode({"revision": 1, "confirmed": 1, "hash": "a", "chunks": 1}),
     ],
 )
 def test_a_head_that_makes_no_sense_is_no_snapshot(snapshot: Snapshot, client: Client, head: bytes) -> None:
-    client.set("t:head", head)
+    client.set("t:rows1:head", head)
     assert snapshot.load() is None
 
 
 def test_a_chunk_that_is_missing_or_changed_is_no_snapshot(snapshot: Snapshot, client: Client) -> None:
     for number in range(4):
         snapshot.publish(LARGE)
-        head = msgspec.msgpack.decode(client.get("t:head"), type=Head)
+        head = msgspec.msgpack.decode(client.get("t:rows1:head"), type=Head)
         assert head.chunks == 4
-        key = f"t:rows:{head.hash}:{number}"
+        key = f"t:rows1:{head.hash}:{number}"
         chunk = client.get(key)
         client.delete(key)
         assert snapshot.load() is None
@@ -130,7 +131,8 @@ def test_the_last_good_rows_survive_on_disk(tmp_path: Path) -> None:
     assert last_good.load() is None
     last_good.save(ROWS)
     last_good.save(LARGE)
-    assert LastGood(tmp_path / "rows").load() == LARGE
+    os.utime(tmp_path / "rows", (1000.0, 1000.0))
+    assert LastGood(tmp_path / "rows").load() == (LARGE, 1000.0)
     assert [path.name for path in tmp_path.iterdir()] == ["rows"]
 
 
@@ -151,3 +153,23 @@ def test_a_damaged_file_is_named_and_not_served(tmp_path: Path) -> None:
 def test_a_disk_that_takes_nothing_is_named(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="cannot keep"):
         LastGood(tmp_path / "nowhere" / "rows").save(ROWS)
+    (tmp_path / "file").touch()
+    with pytest.raises(SourceError, match="cannot keep"):
+        LastGood(tmp_path / "file" / "rows").save(ROWS)
+
+
+def test_the_lock_ends_by_itself_if_its_holder_is_killed(snapshot: Snapshot, client: Client) -> None:
+    assert snapshot.lock()
+    assert not snapshot.lock()
+    seconds_left = int(client.raw_command(b"mg t:rows1:lock t").split(b" t")[1])
+    assert LOCK_S - 20 < seconds_left <= LOCK_S
+
+
+def test_the_chunks_of_the_snapshot_before_are_taken_away(snapshot: Snapshot, client: Client) -> None:
+    snapshot.publish(LARGE)
+    head = msgspec.msgpack.decode(client.get("t:rows1:head"), type=Head)
+    keys = [f"t:rows1:{head.hash}:{number}" for number in range(head.chunks)]
+    assert len(client.get_many(keys)) == head.chunks > 1
+    snapshot.publish(ROWS)
+    assert client.get_many(keys) == {}
+    assert snapshot.load() == ROWS

@@ -201,7 +201,7 @@ def test_a_source_is_counted(tmp_path: Path) -> None:
     store.migrate()
     empty = only(doctor.check_source(load_config({"source": url}, {})))
     assert (empty.status, "adctl apply" in empty.advice) == ("warn", True)
-    store.apply(parse_inventory(value))
+    store.apply(lambda there: parse_inventory(value))
     store.close()
     finding = only(doctor.check_source(load_config({"source": url}, {})))
     assert finding.status == "ok"

@@ -45,9 +45,34 @@ def test_log_cat_names_a_file_that_it_cannot_read(tmp_path: Path) -> None:
     missing = adctl("log", "cat", str(tmp_path / "nothing"))
     assert missing.returncode == 2
     assert "nothing: No such file or directory" in missing.stderr
-    torn = tmp_path / "torn.gz"
+    whole, torn = tmp_path / "whole", tmp_path / "torn.gz"
+    whole.write_bytes(ENCODERS["json"](RECORD))
     torn.write_bytes(gzip.compress(ENCODERS["json"](RECORD) * 100)[:-20])
-    assert adctl("log", "cat", str(torn)).returncode == 2
+    # What can be read is printed, whatever stands around it.
+    shown = adctl("log", "cat", "--json", str(torn), str(tmp_path / "nothing"), str(whole))
+    assert shown.returncode == 2
+    assert len(shown.stdout.splitlines()) > 1
+    assert "compressed file is damaged" in shown.stderr
+    assert "nothing: No such file" in shown.stderr
+
+
+def test_log_cat_prints_the_times_of_broken_clocks(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_bytes(ENCODERS["json"](RECORD).replace(b'"time":1800000001.5', b'"time":1e300'))
+    assert adctl("log", "cat", str(path)).stdout.startswith("1e+300  click")
+
+
+def test_log_cat_prints_what_a_pipe_has_so_far() -> None:
+    command = [sys.executable, "-m", "adtools", "log", "cat", "-", "-"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment()) as cat:
+        assert cat.stdin is not None
+        assert cat.stdout is not None
+        for _ in range(3):
+            cat.stdin.write(ENCODERS["msgpack"](RECORD))
+            cat.stdin.flush()
+            assert b"spring-1" in cat.stdout.readline()
+        cat.stdin.close()
+        assert cat.wait(20) == 0
 
 
 def test_log_cat_reads_standard_input_and_ends_quietly_when_nobody_reads(tmp_path: Path) -> None:

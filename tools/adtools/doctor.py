@@ -328,7 +328,7 @@ def check_source(config: Config) -> Iterator[Finding]:
     inventory, problems = check_inventory(rows.document)
     creatives = sum(len(campaign.creatives) for campaign in inventory.campaigns)
     found = (
-        f"{store.label}, revision {rows.revision}: {len(inventory.placements)} placements, "
+        f"{store.label}, revision {rows.revision.number}: {len(inventory.placements)} placements, "
         f"{len(inventory.campaigns)} campaigns, {creatives} creatives"
     )
     if problems:

@@ -16,6 +16,7 @@ from zoneinfo import ZoneInfo
 
 import msgspec
 
+from adcore.config import load_config
 from adcore.control.explain import NAMES, ExplainError, explain_request
 from adcore.core.adtable import build_table
 from adcore.core.calendar import Calendar
@@ -54,7 +55,7 @@ def add_parser(subparsers: Any) -> None:
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--control", metavar="ADDR", help="a running server's control listener: unix:PATH or HOST:PORT")
     where.add_argument("--source", metavar="URL", help="decide on this store's inventory, without counts")
-    parser.add_argument("--time-zone", metavar="NAME", default="UTC", help="with --source: the site's (default UTC)")
+    parser.add_argument("--time-zone", metavar="NAME", help="with --source: the site's (default: the server's)")
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
     parser.add_argument("arguments", nargs="+", metavar="NAME=VALUE")
     parser.set_defaults(run=run)
@@ -114,7 +115,7 @@ def ask(control: str, pairs: list[tuple[str, str]]) -> list[dict[str, Any]]:
 def decide_here(args: argparse.Namespace, pairs: list[tuple[str, str]]) -> list[dict[str, Any]]:
     """Explain from the inventory alone, as if nothing had been delivered yet."""
     try:
-        calendar = Calendar(ZoneInfo(args.time_zone))
+        calendar = Calendar(ZoneInfo(args.time_zone) if args.time_zone else load_config().time_zone)
     except (KeyError, ValueError):
         raise ExplainError(f"--time-zone: there is no zone {args.time_zone!r}") from None
     store = open_store(args.source)
@@ -122,7 +123,7 @@ def decide_here(args: argparse.Namespace, pairs: list[tuple[str, str]]) -> list[
         rows = store.load()
     finally:
         store.close()
-    table = build_table(rows.document, revision=rows.revision)
+    table = build_table(rows.document, revision=rows.revision.number)
     explanations = explain_request(table, pairs, calendar, time.time())
     answer: list[dict[str, Any]] = msgspec.to_builtins(explanations)
     return answer

@@ -22,12 +22,13 @@ from adcore.core.inventory import (
     parse_inventory,
     to_document,
 )
-from adcore.sources import open_store
+from adcore.errors import SourceError
+from adcore.sources import Rows, open_store
 
 APPLY_EPILOG = """\
 The file is checked as a whole first, and every error is named by its JSON path; then it is applied in one
-transaction. Servers show it within one refresh interval and a second. An SQLite store is created when it is
-not there yet; a MySQL one needs `adctl migrate` once.
+transaction. Servers show it within one refresh interval and a second. An SQLite store is made when it is not
+there yet; a MySQL one needs `adctl migrate` once.
 
 examples:
   adctl apply ads.json                     make the store hold exactly what the file says
@@ -54,7 +55,7 @@ them by SQL) are written as they are and named on standard error.
 examples:
   adctl export > ads.json
   adctl export | jq -r '.campaigns[] | select(.status == "active").id'
-  adctl export --source sqlite:///old.db | adctl apply --source mysql://adcore@db.example.net/adcore -
+  adctl export --source sqlite:///srv/old.db | adctl apply --source mysql://adcore@db.example.net/adcore -
 """
 
 MIGRATE_EPILOG = """\
@@ -102,34 +103,42 @@ def run_apply(args: argparse.Namespace) -> int:
         return 2
     except InventoryError as error:
         return _refuse(error, args.json)
+    changes: Changes = {}
+
+    def choose(there: Rows) -> Inventory:
+        chosen = wanted
+        if args.keep:
+            chosen = in_order_of(there.document, parse_inventory(merge(document, there.document)))
+        changes.update(compare(there.document, chosen))
+        return chosen
+
     try:
         # Before the store is touched, which may be far away or not there yet.
-        wanted = None if args.keep else parse_inventory(document)
+        wanted = Inventory((), ()) if args.keep else parse_inventory(document)
         store = open_store(args.source)
         try:
-            before = store.load()
-            if wanted is None:
-                wanted = in_order_of(before.document, parse_inventory(merge(document, before.document)))
-            changes = compare(before.document, wanted)
-            revision = before.revision
-            if not args.dry_run:
+            if args.dry_run:
+                before = store.load()
+                revision = before.revision
+                choose(before)
+            else:
                 # Without a change too: it confirms what the servers hesitate to take over.
-                store.apply(wanted)
-                revision = store.revision().number
+                revision = store.apply(choose)
         finally:
             store.close()
-    except InventoryError as error:
+    except (InventoryError, SourceError) as error:
         return _refuse(error, args.json)
     if args.json:
-        print(json.dumps({"ok": True, "dry_run": args.dry_run, "revision": revision, **changes}, indent=2))
+        print(json.dumps({"ok": True, "dry_run": args.dry_run, "revision": revision.number, **changes}, indent=2))
     else:
-        print(summary(changes, store.label, revision, args.dry_run))
+        print(summary(changes, store.label, revision.number, args.dry_run))
     return 0
 
 
-def _refuse(error: InventoryError, as_json: bool) -> int:
+def _refuse(error: InventoryError | SourceError, as_json: bool) -> int:
     if as_json:
-        print(json.dumps({"ok": False, "errors": msgspec.to_builtins(error.problems)}, indent=2))
+        problems = error.problems if isinstance(error, InventoryError) else [{"message": str(error)}]
+        print(json.dumps({"ok": False, "errors": msgspec.to_builtins(problems)}, indent=2))
     print(f"adctl apply: nothing was changed: {error}", file=sys.stderr)
     return 1
 

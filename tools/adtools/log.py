@@ -3,12 +3,12 @@
 import argparse
 import os
 import sys
-import zlib
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime
+from io import BufferedIOBase
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import msgspec
 
@@ -44,34 +44,40 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     form = as_json if args.json else as_text
-    damaged = 0
+    status = 0
     try:
         for name in args.files:
-            for damage in cat(name, form):
-                damaged += 1
-                print(
-                    f"adctl log cat: {name}: {damage.length} bytes at {damage.offset} are no record: {damage.reason}",
-                    file=sys.stderr,
-                )
+            try:
+                for damage in cat(name, form):
+                    status = max(status, 1)
+                    print(
+                        f"adctl log cat: {name}: {damage.length} bytes at {damage.offset} are no record: "
+                        f"{damage.reason}",
+                        file=sys.stderr,
+                    )
+            except BrokenPipeError:
+                raise
+            except OSError as error:
+                status = 2
+                print(f"adctl log cat: {name}: {error.strerror or error}", file=sys.stderr)
         sys.stdout.flush()
     except BrokenPipeError:
         # Whoever read us has seen enough. Python would complain again while it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (OSError, EOFError, zlib.error) as error:
-        print(f"adctl log cat: {name}: {getattr(error, 'strerror', None) or error}", file=sys.stderr)
-        return 2
-    return 1 if damaged else 0
+    return status
 
 
 def cat(name: str, form: Any) -> Iterator[Damage]:
     """Print a file's records; the damage in it is left to the caller. Raises OSError."""
+    # A pipe gives what has come so far, and somebody may be waiting for that.
+    flush = name == "-"
     with closing(_open(name)) as file:
         for item in read_records(file):
             if isinstance(item, Damage):
                 yield item
             else:
-                sys.stdout.write(form(item) + "\n")
+                print(form(item), flush=flush)
 
 
 def as_json(record: AnyRecord) -> str:
@@ -80,7 +86,10 @@ def as_json(record: AnyRecord) -> str:
 
 def as_text(record: AnyRecord) -> str:
     """Time, type, id, placement, what was shown or why not, and who asked."""
-    time = datetime.fromtimestamp(record.time, UTC).isoformat(timespec="milliseconds")
+    try:
+        time = datetime.fromtimestamp(record.time, UTC).isoformat(timespec="milliseconds")
+    except (OverflowError, ValueError, OSError):
+        time = repr(record.time)  # no clock of ours, but somebody's record
     match record:
         case Impression():
             what = f"{record.campaign}/{record.creative} chance {record.chance:.4g}"
@@ -94,9 +103,9 @@ def as_text(record: AnyRecord) -> str:
     return f"{time}  {type_of(record):<10}  {record.id}  {record.placement:<12}  {what}  [{who}]"
 
 
-def _open(name: str) -> BinaryIO:
+def _open(name: str) -> BufferedIOBase:
     if name == "-":
-        return sys.stdin.buffer
+        return os.fdopen(os.dup(sys.stdin.fileno()), "rb")
     path = Path(name)
     total = None if path.suffix == ".gz" else path.stat().st_size
     return with_progress(open_log(path), total, path.name)

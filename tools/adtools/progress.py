@@ -1,7 +1,8 @@
 """A progress bar on stderr for work on files that takes more than a second, on a terminal only."""
 
 import sys
-from typing import Any, BinaryIO, cast
+from io import BufferedIOBase
+from typing import Any, cast
 
 from tqdm import tqdm
 
@@ -11,7 +12,7 @@ DELAY_S = 1.0
 class ProgressFile:
     """Wraps a binary file and shows how many of its `total` bytes were read."""
 
-    def __init__(self, file: BinaryIO, total: int | None, name: str) -> None:
+    def __init__(self, file: BufferedIOBase, total: int | None, name: str) -> None:
         self._file = file
         self._bar: tqdm[Any] = tqdm(
             total=total,
@@ -24,8 +25,8 @@ class ProgressFile:
             leave=False,
         )
 
-    def read(self, size: int = -1) -> bytes:
-        data = self._file.read(size)
+    def read1(self, size: int = -1) -> bytes:
+        data: bytes = self._file.read1(size)
         self._bar.update(len(data))
         return data
 
@@ -34,5 +35,5 @@ class ProgressFile:
         self._file.close()
 
 
-def with_progress(file: BinaryIO, total: int | None, name: str) -> BinaryIO:
-    return cast(BinaryIO, ProgressFile(file, total, name))
+def with_progress(file: BufferedIOBase, total: int | None, name: str) -> BufferedIOBase:
+    return cast(BufferedIOBase, ProgressFile(file, total, name))

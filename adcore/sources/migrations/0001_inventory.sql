@@ -1,17 +1,21 @@
 -- The inventory. The same file serves SQLite and MySQL: what only MySQL understands stands in its /*! */ comments.
+-- Every statement does nothing where its work is done, since MySQL can't take back half a migration.
 -- Lists (targeting, formats, native data) are JSON text; dates are ISO 8601 text with their offset, as in the JSON form.
 
-CREATE TABLE revision (
+CREATE TABLE IF NOT EXISTS revision (
     id INTEGER NOT NULL PRIMARY KEY,
+    -- Drawn when the tables are made, so that a store that is set up anew is not taken for the one before.
+    generation VARCHAR(32) NOT NULL,
     -- Raised by every change, whoever makes it.
     revision BIGINT NOT NULL,
     -- The revision up to which a person applied changes knowingly (adctl apply).
     confirmed BIGINT NOT NULL
 ) /*! ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 COLLATE=utf8mb4_bin */;
 
-INSERT INTO revision (id, revision, confirmed) VALUES (1, 0, 0);
+INSERT INTO revision (id, generation, revision, confirmed)
+SELECT 1, '', 0, 0 /*! FROM DUAL */ WHERE NOT EXISTS (SELECT 1 FROM revision);
 
-CREATE TABLE placements (
+CREATE TABLE IF NOT EXISTS placements (
     id VARCHAR(64) NOT NULL PRIMARY KEY,
     position INTEGER NOT NULL DEFAULT 0,
     width INTEGER NOT NULL,
@@ -19,11 +23,11 @@ CREATE TABLE placements (
     formats TEXT NULL
 ) /*! ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 COLLATE=utf8mb4_bin */;
 
-CREATE TABLE advertisers (
+CREATE TABLE IF NOT EXISTS advertisers (
     name VARCHAR(200) NOT NULL PRIMARY KEY
 ) /*! ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 COLLATE=utf8mb4_bin */;
 
-CREATE TABLE campaigns (
+CREATE TABLE IF NOT EXISTS campaigns (
     id VARCHAR(64) NOT NULL PRIMARY KEY,
     position INTEGER NOT NULL DEFAULT 0,
     name VARCHAR(200) NOT NULL,
@@ -44,7 +48,7 @@ CREATE TABLE campaigns (
     FOREIGN KEY (advertiser) REFERENCES advertisers (name)
 ) /*! ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 COLLATE=utf8mb4_bin */;
 
-CREATE TABLE creatives (
+CREATE TABLE IF NOT EXISTS creatives (
     id VARCHAR(64) NOT NULL PRIMARY KEY,
     campaign VARCHAR(64) NOT NULL,
     position INTEGER NOT NULL DEFAULT 0,
@@ -60,47 +64,47 @@ CREATE TABLE creatives (
     FOREIGN KEY (campaign) REFERENCES campaigns (id)
 ) /*! ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 COLLATE=utf8mb4_bin */;
 
-CREATE TRIGGER placements_insert AFTER INSERT ON placements FOR EACH ROW
+CREATE TRIGGER IF NOT EXISTS placements_insert AFTER INSERT ON placements FOR EACH ROW
 BEGIN
     UPDATE revision SET revision = revision + 1 WHERE id = 1;
 END;
 
-CREATE TRIGGER placements_update AFTER UPDATE ON placements FOR EACH ROW
+CREATE TRIGGER IF NOT EXISTS placements_update AFTER UPDATE ON placements FOR EACH ROW
 BEGIN
     UPDATE revision SET revision = revision + 1 WHERE id = 1;
 END;
 
-CREATE TRIGGER placements_delete AFTER DELETE ON placements FOR EACH ROW
+CREATE TRIGGER IF NOT EXISTS placements_delete AFTER DELETE ON placements FOR EACH ROW
 BEGIN
     UPDATE revision SET revision = revision + 1 WHERE id = 1;
 END;
 
-CREATE TRIGGER campaigns_insert AFTER INSERT ON campaigns FOR EACH ROW
+CREATE TRIGGER IF NOT EXISTS campaigns_insert AFTER INSERT ON campaigns FOR EACH ROW
 BEGIN
     UPDATE revision SET revision = revision + 1 WHERE id = 1;
 END;
 
-CREATE TRIGGER campaigns_update AFTER UPDATE ON campaigns FOR EACH ROW
+CREATE TRIGGER IF NOT EXISTS campaigns_update AFTER UPDATE ON campaigns FOR EACH ROW
 BEGIN
     UPDATE revision SET revision = revision + 1 WHERE id = 1;
 END;
 
-CREATE TRIGGER campaigns_delete AFTER DELETE ON campaigns FOR EACH ROW
+CREATE TRIGGER IF NOT EXISTS campaigns_delete AFTER DELETE ON campaigns FOR EACH ROW
 BEGIN
     UPDATE revision SET revision = revision + 1 WHERE id = 1;
 END;
 
-CREATE TRIGGER creatives_insert AFTER INSERT ON creatives FOR EACH ROW
+CREATE TRIGGER IF NOT EXISTS creatives_insert AFTER INSERT ON creatives FOR EACH ROW
 BEGIN
     UPDATE revision SET revision = revision + 1 WHERE id = 1;
 END;
 
-CREATE TRIGGER creatives_update AFTER UPDATE ON creatives FOR EACH ROW
+CREATE TRIGGER IF NOT EXISTS creatives_update AFTER UPDATE ON creatives FOR EACH ROW
 BEGIN
     UPDATE revision SET revision = revision + 1 WHERE id = 1;
 END;
 
-CREATE TRIGGER creatives_delete AFTER DELETE ON creatives FOR EACH ROW
+CREATE TRIGGER IF NOT EXISTS creatives_delete AFTER DELETE ON creatives FOR EACH ROW
 BEGIN
     UPDATE revision SET revision = revision + 1 WHERE id = 1;
 END;
