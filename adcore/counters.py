@@ -60,6 +60,14 @@ class Counters:
         delivered.impressions_today += 1
         self._recheck(campaign, delivered, moment)
 
+    def count_unlimited(self, delivered: Delivered, day: int) -> None:
+        """Count an impression of a campaign without goal and cap; `delivered` is what `of` gives."""
+        if delivered.day != day:
+            delivered.turn_to(day)
+        delivered.impressions += 1
+        delivered.impressions_today += 1
+        self.changed = True
+
     def count_click(self, campaign: Campaign, moment: Moment) -> None:
         delivered = self.of(campaign.id)
         delivered.turn_to(moment.day)

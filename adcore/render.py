@@ -1,4 +1,4 @@
-"""A creative in its placement, compiled once: then an answer is a join around an id and two tokens.
+"""A creative in its placement, compiled once: then an answer is a join around an id and a token.
 
 Every field is escaped for the place it lands in: JSON that may also stand inside a <script>, HTML text, an
 attribute. Only the `html` of an html creative goes out as it is, in a document whose policy sandboxes it.
@@ -67,8 +67,7 @@ _START: Final = '<!DOCTYPE html><html><head><meta charset="utf-8">'
 
 # What differs between two answers, where it goes in a document that is being compiled.
 _ID: Final = object()
-_CLICK: Final = object()
-_VIEW: Final = object()
+_TOKEN: Final = object()
 Pieces = tuple[object, ...]
 
 
@@ -83,16 +82,14 @@ class CompiledDecision:
         self._frame = frame
         self.frame_headers = frame_headers
 
-    def json(self, impression_id: str, click_token: str, view_token: str) -> bytes:
+    def json(self, impression_id: bytes, token: bytes) -> bytes:
         """The decision of the design, as compact JSON that may stand in a <script>."""
         start, to_click, to_view, end = self._json
-        return b"".join(
-            (start, impression_id.encode(), to_click, click_token.encode(), to_view, view_token.encode(), end)
-        )
+        return b"".join((start, impression_id, to_click, token, to_view, token, end))
 
-    def frame(self, impression_id: str, click_token: str, view_token: str) -> bytes:
+    def frame(self, impression_id: bytes, token: bytes) -> bytes:
         """An HTML document for an iframe, to be sent with `frame_headers`."""
-        varying = {_ID: impression_id, _CLICK: click_token, _VIEW: view_token}
+        varying = {_ID: impression_id.decode(), _TOKEN: token.decode()}
         return "".join([piece if isinstance(piece, str) else varying[piece] for piece in self._frame]).encode()
 
 
@@ -168,7 +165,7 @@ def _content(creative: Creative) -> dict[str, Any]:
 
 def _frame(placement: Placement, creative: Creative, public: str) -> Pieces:
     """The document; `public` is escaped for an attribute."""
-    click_url = (f"{public}/v1/click?t=", _CLICK)
+    click_url = (f"{public}/v1/click?t=", _TOKEN)
     body: Pieces
     if creative.format == "html":
         head = _HEAD_THEIRS
@@ -188,7 +185,7 @@ def _frame(placement: Placement, creative: Creative, public: str) -> Pieces:
         f'{_START}<title>{_NAME}</title>{head}</head><body data-impression="',
         _ID,
         f'" data-view="{public}/v1/view?t=',
-        _VIEW,
+        _TOKEN,
         # Before the advertiser's markup, where nothing left open in it can swallow the script.
         f'"><script>{_BEACON}</script>',
         *body,

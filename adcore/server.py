@@ -16,7 +16,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Iterator
 from importlib import resources
 from pathlib import Path
 
@@ -35,11 +35,11 @@ from adcore.core.inventory import parse_inventory
 from adcore.counterfile import CounterFile
 from adcore.counters import Counters, CounterState
 from adcore.deliverylog.queue import RecordQueue
-from adcore.deliverylog.record import ENCODERS
+from adcore.deliverylog.record import FORMS
 from adcore.deliverylog.writer import LogWriter
 from adcore.errors import AdcoreError, SourceError, StartError
 from adcore.geoip import CountryDatabase
-from adcore.handlers import Handlers, State
+from adcore.handlers import Handlers
 from adcore.http1.protocol import Http1Server, Limits
 from adcore.listen import Listener, open_address, open_listener, parse_address, serve
 from adcore.pidfile import PidFile
@@ -47,6 +47,7 @@ from adcore.settings import COUNTS_FILE, LAST_GOOD_FILE
 from adcore.sources import open_store
 from adcore.sources.lastgood import LastGood
 from adcore.sources.refresh import Refresher
+from adcore.state import State
 from adcore.tokens import KeyRing
 from adcore.version import git_revision
 
@@ -82,10 +83,10 @@ def run(config: Config) -> int:
         return runner.run(Server(config).run())
 
 
-def impression_ids() -> Iterator[str]:
+def impression_ids() -> Iterator[bytes]:
     """Endless random ids of 128 bits in 32 hex digits, drawn from the system 256 at a time."""
     while True:
-        block = os.urandom(16 * 256).hex()
+        block = os.urandom(16 * 256).hex().encode()
         for start in range(0, len(block), 32):
             yield block[start : start + 32]
 
@@ -142,8 +143,8 @@ class Server:
             self.counter_file.lock()
             self.counts_on_disk = self.counter_file.load()
             self.state.counters.rebase({}, self.counts_on_disk)
-            self.queue = RecordQueue(config.log_queue_bytes, ENCODERS[config.log_format])
-            self.writer = LogWriter(self.queue, config.log, lines=config.log_format == "json")
+            self.queue = RecordQueue(config.log_queue_bytes, FORMS[config.log_format])
+            self.writer = LogWriter(self.queue, config.log)
             self.writer.open()
             self.refresher = self._make_refresher()
             on_exit.callback(self.refresher.close)
@@ -206,7 +207,7 @@ class Server:
 
     def _make_refresher(self) -> Refresher[AdTable]:
         config = self.config
-        owner = f"{socket.gethostname()}:{os.getpid()}:{next(self.ids)[:8]}"
+        owner = f"{socket.gethostname()}:{os.getpid()}:{next(self.ids)[:8].decode()}"
         snapshot = None
         if config.memcached is not None:
             from adcore.sources.snapshot import Snapshot
@@ -228,7 +229,7 @@ class Server:
             log.warning("a bad row is left out: %s", problem)
 
     def _make_handlers(self, config: Config, keyring: KeyRing, calendar: Calendar) -> Handlers:
-        country_of: Callable[[str], str] = lambda ip: ""  # noqa: E731
+        country_of = None
         if config.geoip_file is not None:
             country_of = CountryDatabase(config.geoip_file).country
         return Handlers(
@@ -240,7 +241,6 @@ class Server:
             country_of=country_of,
             host=socket.gethostname(),
             impression_ids=self.ids,
-            clock=time.time,
         )
 
     def _make_control(self) -> ControlHandlers:
@@ -271,7 +271,7 @@ class Server:
 
         def capped_of(user: str) -> frozenset[str]:
             now = time.time()
-            user_hash = self.http.handler.user_hash(user)  # type: ignore[attr-defined]
+            user_hash = self.http.handler.delivery.user_hash(user)  # type: ignore[attr-defined]
             return capped(self.state.memory.history(user_hash), table.caps, now)
 
         return explain_request(

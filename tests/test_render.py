@@ -16,7 +16,7 @@ from adcore.core.inventory import Creative, Format, Placement, check_inventory
 from adcore.render import compile_decision, empty_frame, json_for_script, landing_location, tag_js
 
 ID = "0123456789abcdef" * 2
-CLICK, VIEW = "k1~click~token", "k1~view~token"
+TOKEN = "k1~a~token"
 TOP = Placement(id="top", width=728, height=90)
 PUBLIC = "https://ads.example.net/x"
 
@@ -61,7 +61,7 @@ def creative(format: Format, **fields: Any) -> Creative:
 
 
 def shown(creative: Creative, public_url: str = "") -> Any:
-    return json.loads(compile_decision(TOP, "spring", creative, public_url).json(ID, CLICK, VIEW))
+    return json.loads(compile_decision(TOP, "spring", creative, public_url).json(ID.encode(), TOKEN.encode()))
 
 
 class Document(HTMLParser):
@@ -95,7 +95,7 @@ class Document(HTMLParser):
 
 
 def framed(creative: Creative, public_url: str = "") -> Document:
-    return Document(compile_decision(TOP, "spring", creative, public_url).frame(ID, CLICK, VIEW))
+    return Document(compile_decision(TOP, "spring", creative, public_url).frame(ID.encode(), TOKEN.encode()))
 
 
 def policy(creative: Creative, public_url: str = "") -> dict[str, list[str]]:
@@ -125,15 +125,15 @@ def test_a_decision_has_the_fields_of_its_format(creative: Creative, fields: dic
         "placement": "top",
         "campaign": "spring",
         "creative": {"id": "spring-1", "format": creative.format, "width": 728, "height": 90, **fields},
-        "click_url": f"/v1/click?t={CLICK}",
-        "view_url": f"/v1/view?t={VIEW}",
+        "click_url": f"/v1/click?t={TOKEN}",
+        "view_url": f"/v1/view?t={TOKEN}",
     }
 
 
 def test_the_public_url_stands_before_the_paths() -> None:
     decision = shown(creative("text", data={"text": "t"}), PUBLIC)
-    assert decision["click_url"] == f"https://ads.example.net/x/v1/click?t={CLICK}"
-    assert decision["view_url"] == f"https://ads.example.net/x/v1/view?t={VIEW}"
+    assert decision["click_url"] == f"https://ads.example.net/x/v1/click?t={TOKEN}"
+    assert decision["view_url"] == f"https://ads.example.net/x/v1/view?t={TOKEN}"
 
 
 @given(hostile, hostile, hostile)
@@ -143,7 +143,7 @@ def test_any_text_makes_json_that_may_stand_in_a_script(alt: str, html: str, tex
         (creative("html", html=html), {"html": html}),
         (creative("native", data={text: [text]}), {"data": {text: [text]}}),
     ):
-        body = compile_decision(TOP, "spring", one, "").json(ID, CLICK, VIEW)
+        body = compile_decision(TOP, "spring", one, "").json(ID.encode(), TOKEN.encode())
         assert re.search(r"[<>&\u2028\u2029]", body.decode()) is None
         assert fields.items() <= json.loads(body)["creative"].items()
 
@@ -158,7 +158,7 @@ def test_signs_that_end_a_script_are_written_as_escapes() -> None:
 def test_an_image_is_a_link_with_its_size_and_words() -> None:
     document = framed(creative("image", alt="A spring sale"))
     assert document.attributes["a"] == {
-        "href": f"/v1/click?t={CLICK}",
+        "href": f"/v1/click?t={TOKEN}",
         "target": "_blank",
         "rel": "noopener sponsored",
     }
@@ -168,7 +168,7 @@ def test_an_image_is_a_link_with_its_size_and_words() -> None:
         "width": "728",
         "height": "90",
     }
-    assert document.attributes["body"] == {"data-impression": ID, "data-view": f"/v1/view?t={VIEW}"}
+    assert document.attributes["body"] == {"data-impression": ID, "data-view": f"/v1/view?t={TOKEN}"}
 
 
 def test_a_link_has_a_name_for_those_who_do_not_see_it() -> None:
@@ -230,15 +230,15 @@ def test_the_policy_of_our_frames_allows_our_script_and_style_alone(format: Form
         "form-action": ["'none'"],
         "frame-ancestors": ["*"],
     }
-    assert document.attributes["body"]["data-view"] == f"{PUBLIC}/v1/view?t={VIEW}"
-    assert document.attributes["a"]["href"] == f"{PUBLIC}/v1/click?t={CLICK}"
+    assert document.attributes["body"]["data-view"] == f"{PUBLIC}/v1/view?t={TOKEN}"
+    assert document.attributes["a"]["href"] == f"{PUBLIC}/v1/click?t={TOKEN}"
 
 
 def test_html_is_sent_as_it_is_into_a_sandbox() -> None:
     html = '<a href="{click_url}">a</a><script>open("{click_url}")</script>\x01{click}<!-- \x02 left open'
     one = creative("html", html=html, landing_url=None)
-    body = compile_decision(TOP, "spring", one, PUBLIC).frame(ID, CLICK, VIEW).decode()
-    click_url = f"{PUBLIC}/v1/click?t={CLICK}"
+    body = compile_decision(TOP, "spring", one, PUBLIC).frame(ID.encode(), TOKEN.encode()).decode()
+    click_url = f"{PUBLIC}/v1/click?t={TOKEN}"
     assert html.replace("{click_url}", click_url) + "</body></html>" in body
     assert body.index("IntersectionObserver") < body.index(html[:9]), "what is left open can swallow the beacon"
     allowed = policy(one, PUBLIC)

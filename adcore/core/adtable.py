@@ -59,27 +59,20 @@ class Window:
 class Drawing:
     """The weighted choice among the ads of the first tier that has any: half-open intervals of [0, total)."""
 
-    __slots__ = ("ads", "bounds", "dropped", "total")
+    __slots__ = ("_bounds", "_total", "chances", "dropped")
 
     def __init__(self, ads: Sequence[Ad], weights: Sequence[float], dropped: Dropped) -> None:
-        self.ads = ads
-        self.bounds = list(accumulate(weights))
-        self.total = self.bounds[-1]
+        bounds = list(accumulate(weights))
+        self._total = bounds.pop()
+        # The last one has no upper bound, so that it takes a product that rounds up to the total itself.
+        self._bounds = bounds
+        self.chances = [(ad, weight / self._total) for ad, weight in zip(ads, weights, strict=True)]
+        """Each ad, and the probability with which it is picked."""
         self.dropped = dropped
 
     def pick(self, draw: float) -> tuple[Ad, float]:
         """The ad at `draw`, a number in [0, 1), and the probability with which it is picked."""
-        bounds = self.bounds
-        # draw * total can round up to total itself.
-        position = min(bisect_right(bounds, draw * self.total), len(bounds) - 1)
-        weight = bounds[position] - bounds[position - 1] if position else bounds[0]
-        return self.ads[position], weight / self.total
-
-    def chances(self) -> Iterator[tuple[Ad, float]]:
-        previous = 0.0
-        for ad, bound in zip(self.ads, self.bounds, strict=True):
-            yield ad, (bound - previous) / self.total
-            previous = bound
+        return self.chances[bisect_right(self._bounds, draw * self._total)]
 
 
 class PlacementIndex:
@@ -173,7 +166,7 @@ class PlacementIndex:
         if mask in self._drawings:
             return self._drawings[mask]
         drawing = self._draw_up(mask)
-        size = len(drawing.ads) if drawing else 1
+        size = len(drawing.chances) if drawing else 1
         if self._drawing_room < size:
             self._drawings.clear()
             self._drawing_room = DRAWN_ADS_MAX

@@ -41,6 +41,12 @@ class Calendar:
             self._turn_to(now)
         return Moment(now, self._hour, self._weekday, self._day)
 
+    def stretch_at(self, now: float) -> tuple[float, float]:
+        """From when until when, around `now`, hour, weekday and day stay what they are."""
+        if not self._start <= now < self._end:
+            self._turn_to(now)
+        return self._start, self._end
+
     def day_bounds(self, moment: Moment) -> tuple[float, float]:
         """When the moment's local day starts and ends: 24 hours apart, or 23 or 25 as clocks change."""
         if moment.day != self._bounds_day:

@@ -66,9 +66,71 @@ class Explanation(msgspec.Struct, frozen=True):
     candidates: tuple[Candidate, ...]
 
 
-def draw(impression_id: str) -> float:
+class Eligible:
+    """Who may be shown in one placement, before the draw.
+
+    `drawing` is the choice, None when nobody is left; `dropped` and `excluded` are those of the answer.
+    """
+
+    __slots__ = ("_dropped", "_index", "_mask", "_placement", "drawing", "dropped", "excluded")
+
+    def __init__(
+        self, placement: str, index: PlacementIndex | None, mask: int, dropped: Dropped, excluded: Excluded
+    ) -> None:
+        self._placement = placement
+        self._index = index
+        self._mask = mask
+        self._dropped = dropped
+        self.drawing = index.drawing(mask) if index is not None else None
+        self.dropped = dropped + self.drawing.dropped if self.drawing is not None else dropped
+        self.excluded = excluded
+
+    def without(self, capped: frozenset[str], taken: frozenset[str] | set[str]) -> "Eligible":
+        """Those who are neither at the user's frequency cap nor already on the page."""
+        index = self._index
+        if index is None:
+            return self
+        mask, dropped = self._mask, self._dropped
+        excluded = dict(self.excluded)
+        for reason, campaign_ids in ((Reason.FREQUENCY_CAP, capped), (Reason.ALREADY_ON_PAGE, taken)):
+            kept_back = mask & index.mask_of(campaign_ids) if campaign_ids else 0
+            if kept_back:
+                excluded.update(dict.fromkeys(index.ids_in(kept_back), reason))
+                dropped += ((reason, kept_back.bit_count()),)
+                mask ^= kept_back
+        return self if mask == self._mask else Eligible(self._placement, index, mask, dropped, excluded)
+
+    def refuse(self) -> NoAd:
+        """The answer when there is no drawing."""
+        reason = Reason.UNKNOWN_PLACEMENT if self._index is None else main_reason(self._index, self.dropped)
+        return NoAd(self._placement, reason, self.dropped, self.excluded)
+
+
+def draw(impression_id: str | bytes) -> float:
     """The number in [0, 1) that an impression id stands for: its first 13 hex digits, 52 random bits."""
     return int(impression_id[:13], 16) / 0x10_0000_0000_0000
+
+
+def find_eligible(
+    table: AdTable, placement_id: str, facts: Facts, moment: Moment, held: Mapping[str, Reason] = NOTHING
+) -> Eligible:
+    """Those whom dates, targeting and delivery counts let through.
+
+    `held` maps campaigns to the reason their delivery counts give (see pacing.hold). The answer is the same for every
+    moment of an hour in which no campaign of the placement starts or ends.
+    """
+    index = table.placements.get(placement_id)
+    if index is None:
+        return Eligible(placement_id, None, 0, (), {})
+    mask, dropped = index.match(facts, moment)
+    kept_back = mask & index.held_mask(held) if held else 0
+    if not kept_back:
+        return Eligible(placement_id, index, mask, dropped, {})
+    excluded = {campaign_id: held[campaign_id] for campaign_id in index.ids_in(kept_back)}
+    counts: dict[Reason, int] = {}
+    for reason in excluded.values():
+        counts[reason] = counts.get(reason, 0) + 1
+    return Eligible(placement_id, index, mask ^ kept_back, dropped + tuple(counts.items()), excluded)
 
 
 def decide(
@@ -87,43 +149,11 @@ def decide(
     `held` maps campaigns to the reason their delivery counts give (see pacing.hold), `capped` are those at the
     user's frequency cap, `taken` those already on the page.
     """
-    index = table.placements.get(placement_id)
-    if index is None:
-        return NoAd(placement_id, Reason.UNKNOWN_PLACEMENT, (), {})
-    mask, dropped = index.match(facts, moment)
-    excluded: Excluded = {}
-    if held or capped or taken:
-        mask, more = _keep_back(index, mask, held, capped, taken, excluded)
-        dropped += more
-    drawing = index.drawing(mask)
-    if drawing is None:
-        return NoAd(placement_id, main_reason(index, dropped), dropped, excluded)
-    ad, chance = drawing.pick(draw(impression_id))
-    return Decision(ad, chance, dropped + drawing.dropped, excluded)
-
-
-def _keep_back(
-    index: PlacementIndex,
-    mask: int,
-    held: Mapping[str, Reason],
-    capped: frozenset[str],
-    taken: frozenset[str] | set[str],
-    excluded: Excluded,
-) -> tuple[int, Dropped]:
-    """Take out what the counts keep back; add each such campaign to `excluded` under its first reason."""
-    counts: dict[Reason, int] = {}
-    kept_back = mask & index.held_mask(held)
-    for campaign_id in index.ids_in(kept_back):
-        reason = excluded[campaign_id] = held[campaign_id]
-        counts[reason] = counts.get(reason, 0) + 1
-    mask ^= kept_back
-    for reason, campaign_ids in ((Reason.FREQUENCY_CAP, capped), (Reason.ALREADY_ON_PAGE, taken)):
-        kept_back = mask & index.mask_of(campaign_ids) if campaign_ids else 0
-        if kept_back:
-            excluded.update(dict.fromkeys(index.ids_in(kept_back), reason))
-            counts[reason] = kept_back.bit_count()
-            mask ^= kept_back
-    return mask, tuple(counts.items())
+    eligible = find_eligible(table, placement_id, facts, moment, held).without(capped, taken)
+    if eligible.drawing is None:
+        return eligible.refuse()
+    ad, chance = eligible.drawing.pick(draw(impression_id))
+    return Decision(ad, chance, eligible.dropped, eligible.excluded)
 
 
 def main_reason(index: PlacementIndex, dropped: Dropped) -> Reason:
@@ -169,7 +199,7 @@ def explain(
     eligible = index.mask_of({campaign_id for campaign_id, against in reasons.items() if not against})
     drawing = index.drawing(eligible)
     chances: dict[str, dict[str, float]] = {}
-    for ad, chance in drawing.chances() if drawing else ():
+    for ad, chance in drawing.chances if drawing else ():
         chances.setdefault(ad.campaign.id, {})[ad.creative.id] = chance
     candidates = []
     for campaign in table.campaigns.values():

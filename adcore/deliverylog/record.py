@@ -14,9 +14,10 @@ never takes the next one with it.
 
 from collections.abc import Callable, Mapping
 from struct import Struct
-from typing import Any
+from typing import Any, Protocol
 from zlib import crc32
 
+import msgpack
 import msgspec
 
 VERSION = 1
@@ -90,8 +91,9 @@ class Click(Record, tag="click", frozen=True, kw_only=True):
 
 AnyRecord = Impression | Unfilled | View | Click
 TYPES = ("impression", "unfilled", "view", "click")
-Encode = Callable[[AnyRecord], bytes]
 
+_pack_header = HEADER.pack
+_pack_float = Struct(">d").pack
 _to_json = msgspec.json.Encoder().encode
 _to_msgpack = msgspec.msgpack.Encoder().encode
 _from_json = msgspec.json.Decoder(AnyRecord).decode
@@ -108,18 +110,82 @@ def type_of(record: AnyRecord) -> str:
     return tag
 
 
-def encode_json(record: AnyRecord) -> bytes:
-    """A line with its end; JSON escapes any line break within."""
-    return _to_json(record) + b"\n"
+class Form(Protocol):
+    """One form of the log: how its records are written.
+
+    Impressions are written on the request path, so all that many of them share is packed once. `constant` packs what
+    does not differ between two impressions of one ad to alike visitors; `impression` adds the rest, where ip and user
+    are what `text` gives.
+    """
+
+    name: str
+    lines: bool
+    """Whether each record must start at the start of a line."""
+
+    def encode(self, record: AnyRecord) -> bytes: ...
+
+    def constant(self, fields: Mapping[str, object]) -> bytes:
+        """`fields` has CONSTANT_FIELDS and may have more."""
+
+    def text(self, field: str, value: str) -> bytes: ...
+
+    def impression(self, constant: bytes, time: float, impression_id: bytes, ip: bytes, user: bytes) -> bytes: ...
 
 
-def encode_msgpack(record: AnyRecord) -> bytes:
-    """A frame."""
-    payload = _to_msgpack(record)
-    return HEADER.pack(MAGIC, len(payload), crc32(payload)) + payload
+CONSTANT_FIELDS = tuple(
+    field for field in Impression.__struct_fields__ if field not in ("v", "time", "id", "ip", "user")
+)
+"""What alike impressions share, in the order in which `constant` packs it, after version and type."""
 
 
-ENCODERS: dict[str, Encode] = {"json": encode_json, "msgpack": encode_msgpack}
+class JsonForm:
+    """An object a line."""
+
+    name = "json"
+    lines = True
+
+    def encode(self, record: AnyRecord) -> bytes:
+        """A line with its end; JSON escapes any line break within."""
+        return _to_json(record) + b"\n"
+
+    def constant(self, fields: Mapping[str, object]) -> bytes:
+        packed = _to_json({"v": VERSION, "type": "impression"} | {field: fields[field] for field in CONSTANT_FIELDS})
+        return packed.removesuffix(b"}") + b',"time":'
+
+    def text(self, field: str, value: str) -> bytes:
+        return b',"%b":%b' % (field.encode(), _to_json(value))
+
+    def impression(self, constant: bytes, time: float, impression_id: bytes, ip: bytes, user: bytes) -> bytes:
+        return b'%b%a,"id":"%b"%b%b}\n' % (constant, time, impression_id, ip, user)
+
+
+class MsgpackForm:
+    """A frame a record."""
+
+    name = "msgpack"
+    lines = False
+
+    def encode(self, record: AnyRecord) -> bytes:
+        payload = _to_msgpack(record)
+        return _pack_header(MAGIC, len(payload), crc32(payload)) + payload
+
+    def constant(self, fields: Mapping[str, object]) -> bytes:
+        # A map of more than 15 entries has its number in the two bytes after its first one.
+        size = 1 + len(Impression.__struct_fields__)
+        entries = {"v": VERSION, "type": "impression"} | {field: fields[field] for field in CONSTANT_FIELDS}
+        packed = [msgpack.packb(name) + msgpack.packb(value) for name, value in entries.items()]
+        return b"\xde" + size.to_bytes(2) + b"".join(packed) + b"\xa4time\xcb"
+
+    def text(self, field: str, value: str) -> bytes:
+        packed: bytes = msgpack.packb(field) + msgpack.packb(value)
+        return packed
+
+    def impression(self, constant: bytes, time: float, impression_id: bytes, ip: bytes, user: bytes) -> bytes:
+        payload = b"".join((constant, _pack_float(time), b"\xa2id\xd9\x20", impression_id, ip, user))
+        return _pack_header(MAGIC, len(payload), crc32(payload)) + payload
+
+
+FORMS: dict[str, Form] = {form.name: form for form in (JsonForm(), MsgpackForm())}
 
 
 def decode_json(line: bytes) -> AnyRecord:

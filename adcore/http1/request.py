@@ -23,6 +23,9 @@ from typing import Any, NamedTuple, NoReturn
 import httptools
 from httptools.parser.errors import HttpParserCallbackError, HttpParserInvalidMethodError
 
+# Fields that say how a message is framed, or want more than an answer.
+FRAMING = frozenset({b"content-length", b"expect", b"http2-settings", b"trailer", b"transfer-encoding", b"upgrade"})
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
@@ -55,20 +58,58 @@ class Refusal(NamedTuple):
     reason: str
 
 
+class RequestLine:
+    """Method, path and raw query. Requests with the same line share one object, so that things can be kept by it."""
+
+    __slots__ = ("method", "path", "query")
+
+    def __init__(self, method: bytes, path: bytes, query: bytes) -> None:
+        self.method = method
+        self.path = path
+        self.query = query
+
+
+class FieldNames:
+    """The names of a request's fields as they came, in order, each once; shared by the requests that have the same."""
+
+    __slots__ = ("_places", "connection", "host", "is_plain")
+
+    def __init__(self, names: tuple[bytes, ...]) -> None:
+        self._places = {name.lower(): name for name in names}
+        self.host = self.find(b"host")
+        self.connection = self.find(b"connection")
+        self.is_plain = len(self._places) == len(names) and FRAMING.isdisjoint(self._places)
+        """Whether no field is there twice and none that frames the message."""
+
+    def find(self, name: bytes) -> bytes | None:
+        """How the field with this lower-case name is written, None if it is not there."""
+        return self._places.get(name)
+
+    def lower(self) -> Mapping[bytes, bytes]:
+        """{lower-case name: name as it came}"""
+        return self._places
+
+
+_NO_NAMES = FieldNames(())
+
+
 class Request:
     """One request, whole.
 
     `headers` has lower-case names; repeated ones are joined with ", " (Cookie: "; "). `query` comes raw, without "?".
     `peer` is the address that the connection came from, "" on a unix socket; `trusted` says whether it may speak for
     others (X-Forwarded-For and its like).
+
+    A plain request (plain.py) has its fields as they came in `fields`, under the names in `names`, and is good until
+    the next one of its connection; any other has no `names`, and `fields` is `headers`.
     """
 
-    __slots__ = ("body", "headers", "http10", "keep_alive", "method", "path", "peer", "query", "trusted")
+    __slots__ = ("body", "fields", "http10", "keep_alive", "line", "names", "peer", "time", "trusted")
 
     def __init__(
         self,
-        method: bytes,
-        path: bytes,
+        method: bytes = b"",
+        path: bytes = b"",
         query: bytes = b"",
         headers: dict[bytes, bytes] | None = None,
         body: bytes = b"",
@@ -76,16 +117,43 @@ class Request:
         trusted: bool = False,
         keep_alive: bool = True,
         http10: bool = False,
+        time: float = 0.0,
     ) -> None:
-        self.method = method
-        self.path = path
-        self.query = query
-        self.headers = {} if headers is None else headers
+        self.line = RequestLine(method, path, query)
+        self.names: FieldNames | None = None
+        self.fields = {} if headers is None else headers
         self.body = body
         self.peer = peer
         self.trusted = trusted
         self.keep_alive = keep_alive
         self.http10 = http10
+        self.time = time
+        """When it was handed to the handler, in epoch seconds."""
+
+    @property
+    def method(self) -> bytes:
+        return self.line.method
+
+    @property
+    def path(self) -> bytes:
+        return self.line.path
+
+    @property
+    def query(self) -> bytes:
+        return self.line.query
+
+    @property
+    def headers(self) -> Mapping[bytes, bytes]:
+        if self.names is None:
+            return self.fields
+        return {lower: self.fields[name].rstrip() for lower, name in self.names.lower().items()}
+
+    def get(self, name: bytes) -> bytes | None:
+        """The value of one header, by its lower-case name."""
+        if self.names is None:
+            return self.fields.get(name)
+        place = self.names.find(name)
+        return None if place is None else self.fields[place].rstrip()
 
 
 # RFC 9110 9.3 and RFC 5789: methods whose content is the point, so one without framing is a mistake (411).
@@ -104,7 +172,7 @@ FORBIDDEN_TRAILERS = frozenset(
 WIRE_BYTES_PER_BODY_BYTE = 8
 
 # RFC 3986 3.2.2 without the comma, which a list of two hosts would bring in, and without user information.
-_HOST = re.compile(
+HOST = re.compile(
     rb"(?:(?:[A-Za-z0-9._~!$&'()*+;=-]|%[0-9A-Fa-f]{2})+|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?",
 )
 _ABSOLUTE_FORM = re.compile(rb"(?i:https?)://(?:[^/?#@]*@)?([^/?#@]+)(.*)", re.DOTALL)
@@ -240,7 +308,7 @@ class RequestParser:
         if host is None:
             if not http10:
                 self._refuse(400, "HTTP/1.1 needs a Host header")
-        elif not _HOST.fullmatch(host):
+        elif not HOST.fullmatch(host):
             self._refuse(400, "the Host header is not one host")
         if target[0] == 0x2F and b"#" not in target:
             path, _, query = target.partition(b"?")
@@ -331,7 +399,7 @@ class RequestParser:
             return target, b""
         if not target.startswith(b"/"):
             absolute = _ABSOLUTE_FORM.fullmatch(target)
-            if absolute is None or not _HOST.fullmatch(absolute[1]):
+            if absolute is None or not HOST.fullmatch(absolute[1]):
                 self._refuse(400, "the target is neither a path nor an http URL")
             headers[b"host"] = absolute[1]  # RFC 9112 3.2.2: the Host header is ignored
             target = absolute[2]

@@ -438,7 +438,7 @@ def test_memory_of_matches_and_drawings_is_bounded(monkeypatch: pytest.MonkeyPat
         answer = decide(built, "side", facts(keywords=tuple(sorted(set(pair)))), moment(), impression_id(n))
         assert isinstance(answer, Decision)
         assert len(index.window_at(NOON).matches) <= 8
-        assert sum(len(d.ads) for d in index._drawings.values() if d) <= 60
+        assert sum(len(d.chances) for d in index._drawings.values() if d) <= 60
     drawing = next(iter(index._drawings.values()))
     assert drawing is not None
-    assert math.isclose(sum(chance for _, chance in drawing.chances()), 1)
+    assert math.isclose(sum(chance for _, chance in drawing.chances), 1)

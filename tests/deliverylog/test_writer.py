@@ -13,7 +13,7 @@ import pytest
 
 from adcore.deliverylog.queue import RecordQueue
 from adcore.deliverylog.reader import Damage, read_records
-from adcore.deliverylog.record import ENCODERS, AnyRecord
+from adcore.deliverylog.record import FORMS, AnyRecord
 from adcore.deliverylog.writer import LogWriter
 from adcore.errors import StartError
 from tests.records import click, view
@@ -38,8 +38,8 @@ class Running:
     """A writer and its task; the block's end closes it."""
 
     def __init__(self, path: Path, form: str, bytes_max: int = 1 << 20, **faults: Any) -> None:
-        self.queue = RecordQueue(bytes_max, ENCODERS[form])
-        self.writer = LogWriter(self.queue, path, lines=form == "json", **faults)
+        self.queue = RecordQueue(bytes_max, FORMS[form])
+        self.writer = LogWriter(self.queue, path, **faults)
         self.close_timeout_s = 20.0
 
     async def __aenter__(self) -> "Running":
@@ -126,7 +126,7 @@ def test_a_fault_at_the_nth_write_loses_and_doubles_nothing(
 @pytest.mark.parametrize("form", FORMATS)
 def test_a_write_may_stop_at_any_byte(tmp_path: Path, form: str) -> None:
     records = [click(n) for n in range(3)]
-    size = sum(len(ENCODERS[form](one)) for one in records)
+    size = sum(len(FORMS[form].encode(one)) for one in records)
 
     async def main(stop: int) -> None:
         first = [stop]
@@ -345,7 +345,7 @@ def test_a_reopening_on_a_full_disk_stops_nothing_and_loses_nothing(tmp_path: Pa
 @pytest.mark.parametrize("second", FORMATS)
 def test_a_torn_record_takes_no_other_with_it_when_the_form_changes(tmp_path: Path, first: str, second: str) -> None:
     path = tmp_path / "log"
-    whole = ENCODERS[first](click(1))
+    whole = FORMS[first].encode(click(1))
 
     async def main() -> None:
         async with Running(path, second) as log:
@@ -361,7 +361,7 @@ def test_a_torn_record_takes_no_other_with_it_when_the_form_changes(tmp_path: Pa
 def test_a_pipe_that_nobody_reads_is_refused_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(StartError, match="a pipe that nobody reads"):
-        asyncio.run(_open(LogWriter(RecordQueue(1000, ENCODERS["json"]), tmp_path / "pipe")))
+        asyncio.run(_open(LogWriter(RecordQueue(1000, FORMS["json"]), tmp_path / "pipe")))
 
 
 def test_every_file_is_closed(tmp_path: Path) -> None:
@@ -387,7 +387,7 @@ def test_every_file_is_closed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("form", FORMATS)
 def test_a_log_with_a_torn_tail_is_continued(tmp_path: Path, form: str) -> None:
     path = tmp_path / "log"
-    whole = ENCODERS[form](click(1))
+    whole = FORMS[form].encode(click(1))
 
     async def main() -> None:
         async with Running(path, form) as log:
@@ -403,7 +403,7 @@ def test_a_log_with_a_torn_tail_is_continued(tmp_path: Path, form: str) -> None:
 
 
 def test_a_log_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
-    queue = RecordQueue(1000, ENCODERS["json"])
+    queue = RecordQueue(1000, FORMS["json"])
     with pytest.raises(StartError, match=r"nowhere/log: No such file or directory; create its directory"):
         asyncio.run(_open(LogWriter(queue, tmp_path / "nowhere" / "log")))
 

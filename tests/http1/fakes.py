@@ -9,6 +9,8 @@ from adcore.http1.protocol import Handler, Http1Protocol, Http1Server, Limits
 from adcore.http1.request import Request
 from adcore.http1.response import Response, respond
 
+READ_BYTES = 16 * 1024
+
 
 class FakeTimer:
     def __init__(self, when: float, callback: Callable[[], object]) -> None:
@@ -124,11 +126,8 @@ class Connection:
         for piece in pieces:
             left = piece
             while left and self.transport.reading and self.transport.ended in ("", "eof"):
-                buffer = self.protocol.get_buffer(-1)
-                size = min(len(buffer), len(left))
-                buffer[:size] = left[:size]
-                left = left[size:]
-                self.protocol.buffer_updated(size)
+                self.protocol.data_received(left[:READ_BYTES])
+                left = left[READ_BYTES:]
         return self.written
 
     @property

@@ -6,18 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from adcore.deliverylog.record import ENCODERS
+from adcore.deliverylog.record import FORMS
 from tests.process import adctl, environment
 from tests.records import click
 
 RECORD = click()
 
 
-@pytest.mark.parametrize("form", sorted(ENCODERS))
+@pytest.mark.parametrize("form", sorted(FORMS))
 def test_log_cat_prints_either_form(tmp_path: Path, form: str) -> None:
     path, packed = tmp_path / "delivery.log", tmp_path / "delivery.log.1.gz"
-    path.write_bytes(ENCODERS[form](RECORD) * 2)
-    packed.write_bytes(gzip.compress(ENCODERS[form](RECORD)))
+    path.write_bytes(FORMS[form].encode(RECORD) * 2)
+    packed.write_bytes(gzip.compress(FORMS[form].encode(RECORD)))
     shown = adctl("log", "cat", str(packed), str(path))
     assert (shown.returncode, shown.stderr) == (0, "")
     assert shown.stdout == (
@@ -30,7 +30,7 @@ def test_log_cat_prints_either_form(tmp_path: Path, form: str) -> None:
 
 def test_log_cat_says_where_a_log_is_damaged_and_goes_on(tmp_path: Path) -> None:
     path = tmp_path / "delivery.log"
-    whole = ENCODERS["msgpack"](RECORD)
+    whole = FORMS["msgpack"].encode(RECORD)
     path.write_bytes(whole + whole[:50] + whole + whole[:7])
     shown = adctl("log", "cat", "--json", str(path))
     assert shown.returncode == 1
@@ -46,8 +46,8 @@ def test_log_cat_names_a_file_that_it_cannot_read(tmp_path: Path) -> None:
     assert missing.returncode == 2
     assert "nothing: No such file or directory" in missing.stderr
     whole, torn = tmp_path / "whole", tmp_path / "torn.gz"
-    whole.write_bytes(ENCODERS["json"](RECORD))
-    torn.write_bytes(gzip.compress(ENCODERS["json"](RECORD) * 100)[:-20])
+    whole.write_bytes(FORMS["json"].encode(RECORD))
+    torn.write_bytes(gzip.compress(FORMS["json"].encode(RECORD) * 100)[:-20])
     # What can be read is printed, whatever stands around it.
     shown = adctl("log", "cat", "--json", str(torn), str(tmp_path / "nothing"), str(whole))
     assert shown.returncode == 2
@@ -58,7 +58,7 @@ def test_log_cat_names_a_file_that_it_cannot_read(tmp_path: Path) -> None:
 
 def test_log_cat_prints_the_times_of_broken_clocks(tmp_path: Path) -> None:
     path = tmp_path / "log"
-    path.write_bytes(ENCODERS["json"](RECORD).replace(b'"time":1800000001.5', b'"time":1e300'))
+    path.write_bytes(FORMS["json"].encode(RECORD).replace(b'"time":1800000001.5', b'"time":1e300'))
     assert adctl("log", "cat", str(path)).stdout.startswith("1e+300  click")
 
 
@@ -68,7 +68,7 @@ def test_log_cat_prints_what_a_pipe_has_so_far() -> None:
         assert cat.stdin is not None
         assert cat.stdout is not None
         for _ in range(3):
-            cat.stdin.write(ENCODERS["msgpack"](RECORD))
+            cat.stdin.write(FORMS["msgpack"].encode(RECORD))
             cat.stdin.flush()
             assert b"spring-1" in cat.stdout.readline()
         cat.stdin.close()
@@ -77,7 +77,7 @@ def test_log_cat_prints_what_a_pipe_has_so_far() -> None:
 
 def test_log_cat_reads_standard_input_and_ends_quietly_when_nobody_reads(tmp_path: Path) -> None:
     path = tmp_path / "delivery.log"
-    path.write_bytes(ENCODERS["msgpack"](RECORD) * 20_000)
+    path.write_bytes(FORMS["msgpack"].encode(RECORD) * 20_000)
     with path.open("rb") as file:
         cat = subprocess.Popen(
             [sys.executable, "-m", "adtools", "log", "cat", "-"],

@@ -1,0 +1,505 @@
+"""What one request gets: the hot path, from the headers to the records. No I/O.
+
+`Delivery.fill` reads top to bottom: who asks, what they have seen, which ad, what is kept of it. What repeats from
+request to request is kept and looked up:
+
+    request line ── Asked     the parsed query and its slots                     (handlers.py)
+    header values ── Profile  device, system, country, languages, bot
+    slot, profile ── Case     who is eligible, and the part of the record that alike visitors share
+    ad ── Shown               the answer, compiled around an impression id and a token
+
+A Case is good for one table, one set of campaigns held back, and a stretch of time in which neither the hour changes
+nor a campaign of the placement starts or ends; a request that finds it stale makes a new one. Every memory is bounded,
+and emptying one changes nothing but the time that the next requests take.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from hashlib import blake2b
+from ipaddress import ip_address
+from typing import NamedTuple
+
+from adcore.config import Config
+from adcore.core.adtable import Ad, AdTable
+from adcore.core.calendar import Calendar, Moment
+from adcore.core.decision import NOBODY, Eligible, NoAd, draw, find_eligible
+from adcore.core.facts import Facts, parse_accept_language, parse_country, parse_user_agent, truncate_ip
+from adcore.core.frequency import History, Seen, campaign_key, capped
+from adcore.core.pacing import is_limited
+from adcore.core.reason import Reason
+from adcore.counters import Counters
+from adcore.deliverylog.queue import RecordQueue
+from adcore.deliverylog.record import Unfilled
+from adcore.http1.request import FieldNames, Request
+from adcore.query import Query, QueryError, Visitor
+from adcore.render import CompiledDecision, compile_decision
+from adcore.state import State
+from adcore.tokens import COOKIE_PREFIX, FrequencyCookies, KeyRing, Tokens
+
+# Distinct User-Agent, Accept-Language and X-Country together: some tens of thousands on a large site.
+PROFILES_MAX = 65_536
+# Addresses come and go; each is some 200 bytes.
+NETWORKS_MAX = 65_536
+# Slots times alike visitors. Each has up to a few kilobytes: an entry per ad that it has shown.
+CASES_MAX = 16_384
+
+_COOKIE_PREFIX = COOKIE_PREFIX.encode()
+
+
+class Profile:
+    """What alike visitors have in common. There is one object for each, so that it can be looked up by."""
+
+    __slots__ = ("bot", "country", "device", "languages", "os")
+
+    def __init__(self, device: str, os: str, country: str, languages: tuple[str, ...], bot: bool) -> None:
+        self.device = device
+        self.os = os
+        self.country = country
+        self.languages = languages
+        self.bot = bot
+
+
+class Network(NamedTuple):
+    """A visitor's address, truncated to /24 or /48: as text ("" when unknown), and packed for records."""
+
+    text: str
+    field: bytes
+
+
+class Places(NamedTuple):
+    """How a request's header names are written; None for those that are not there or must not be believed."""
+
+    user_agent: bytes | None
+    accept_language: bytes | None
+    country: bytes | None
+    real_ip: bytes | None
+    cookie: bytes | None
+    gpc: bytes | None
+
+
+class Slot:
+    """One slot of a query, and the cases of those who asked for it if the query is `kept` for others."""
+
+    __slots__ = ("cases", "kept", "placement")
+
+    def __init__(self, placement: str, kept: bool) -> None:
+        self.placement = placement
+        self.kept = kept
+        self.cases: dict[Profile, Case] = {}
+
+
+class Case:
+    """A slot for alike visitors."""
+
+    __slots__ = (
+        "answers",
+        "constants",
+        "eligible",
+        "end",
+        "facts",
+        "held",
+        "moment",
+        "placement",
+        "start",
+    )
+
+    def __init__(
+        self,
+        held: Mapping[str, Reason],
+        stretch: tuple[float, float],
+        placement: str,
+        facts: Facts,
+        moment: Moment,
+        eligible: Eligible,
+    ) -> None:
+        self.held = held
+        self.start, self.end = stretch
+        self.placement = placement
+        self.facts = facts
+        self.moment = moment
+        """Any one of the stretch: hour, weekday and day are those of all of it."""
+        self.eligible = eligible
+        self.constants: dict[Ad, bytes] = {}
+        """The constant part of the record, by the ad that is shown."""
+        self.answers = 0
+        """Ads shown that the statistics do not have yet."""
+
+
+class Shown:
+    """An ad of the table, ready to be shown."""
+
+    __slots__ = ("answer", "campaign_key", "delivered", "is_limited", "token_name")
+
+    def __init__(self, ad: Ad, answer: CompiledDecision, counters: Counters, tokens: Tokens) -> None:
+        self.answer = answer
+        self.token_name = tokens.name(ad.placement.id, ad.creative.id)
+        self.delivered = counters.of(ad.campaign.id)
+        self.is_limited = is_limited(ad.campaign)
+        self.campaign_key = campaign_key(ad.campaign.id) if ad.campaign.frequency_cap is not None else None
+        """None when nobody needs to remember having seen it."""
+
+
+Filled = tuple[CompiledDecision, bytes, bytes]
+"""A slot that got an ad: its answer, the impression id, the token."""
+Page = tuple[list[Filled], list[NoAd], Sequence[str]]
+"""What one request got: an ad or a refusal for each slot, and the Set-Cookie values that remember it."""
+
+
+class Delivery:
+    """Fills slots with ads, for one configuration."""
+
+    def __init__(
+        self,
+        config: Config,
+        state: State,
+        *,
+        keyring: KeyRing,
+        calendar: Calendar,
+        queue: RecordQueue,
+        country_of: Callable[[str], str] | None,
+        host: str,
+        impression_ids: Iterator[bytes],
+    ) -> None:
+        self.state = state
+        self.tokens = Tokens(keyring, config.token_lifetime)
+        self._cookies = FrequencyCookies(keyring, secure=config.cookie_secure)
+        self._user_key = keyring.derive(b"adcore user")
+        self._public_url = config.public_url
+        self._trusted_peers = config.trusted_peers
+        self._calendar = calendar
+        self._queue = queue
+        self._country_of = country_of
+        self._host = host
+        self._impression_ids = impression_ids
+
+        self._places: tuple[dict[FieldNames, Places], dict[FieldNames, Places]] = ({}, {})
+        """For peers that are not trusted, and for those that are."""
+        self._profiles_by_values: dict[tuple[bytes | None, bytes | None, bytes | None], Profile] = {}
+        self._profiles: dict[tuple[str, str, str, tuple[str, ...], bool], Profile] = {}
+        self._networks: dict[str | bytes, Network] = {}
+        self._nobody = Network("", queue.form.text("ip", ""))
+        self._no_user = queue.form.text("user", "")
+        self._cases_made = 0
+        self._slots_with_cases: list[Slot] = []
+        self._shown: dict[Ad, Shown] = {}
+        self._table: AdTable | None = None
+        """What the cases and the shown ads are of."""
+
+    def fill(self, table: AdTable, request: Request, query: Query, slots: Sequence[Slot]) -> Page:
+        """Decide every slot, and unless the request is a HEAD keep what was decided. Raises QueryError."""
+        now = request.time
+        state = self.state
+        if table is not self._table:
+            self._use(table)
+        counters = state.counters
+        held = counters.held
+        visitor = query.visitor
+        profile, network, places = self._who(request) if visitor is None else self._described(request, visitor)
+        counts = request.line.method != b"HEAD"
+
+        user, user_field = "", self._no_user
+        history: History = ()
+        cookies: Sequence[str] = ()
+        keeps_cookies = request.fields.get(places.gpc) is None or not _is_private(request)  # type: ignore[arg-type]
+        if query.user:
+            user = self.user_hash(query.user)
+            user_field = self._queue.form.text("user", user)
+            history = state.memory.history(user)
+        elif keeps_cookies:
+            header = request.fields.get(places.cookie)  # type: ignore[arg-type]
+            if header is not None and _COOKIE_PREFIX in header:
+                history, cookies = self._cookies.read(header)
+        over_cap = capped(history, table.caps, now) if history else NOBODY
+
+        taken: set[str] = set()
+        seen: list[Seen] = []
+        filled: list[Filled] = []
+        refusals: list[NoAd] = []
+        for slot in slots:
+            impression_id = next(self._impression_ids)
+            case = slot.cases.get(profile)
+            if case is None or case.held is not held or not case.start <= now < case.end:
+                case = self._make_case(held, slot, query, profile, now)
+            eligible = case.eligible
+            if over_cap or taken:
+                eligible = eligible.without(over_cap, taken)
+            drawing = eligible.drawing
+            if drawing is None:
+                refusal = eligible.refuse()
+                refusals.append(refusal)
+                if counts:
+                    self._keep_refusal(case, refusal, impression_id, now, network, user)
+                continue
+            ad, chance = drawing.pick(draw(impression_id))
+            shown = self._shown.get(ad) or self._make_shown(ad)
+            token = self.tokens.sign(impression_id, shown.token_name, now)
+            filled.append((shown.answer, impression_id, token))
+            if len(slots) > 1:
+                taken.add(ad.campaign.id)
+            if not counts:
+                continue
+            if eligible is case.eligible and slot.kept:
+                constant = case.constants.get(ad)
+                if constant is None:
+                    constant = case.constants[ad] = self._constant(case, eligible, ad, chance)
+                if not case.answers:
+                    state.statistics.unread.append(case)
+                case.answers += 1
+            else:
+                constant = self._constant(case, eligible, ad, chance)
+                state.statistics.add_filled(slot.placement, 1, eligible.dropped)
+            form = self._queue.form
+            self._queue.append("impression", form.impression(constant, now, impression_id, network.field, user_field))
+            if not profile.bot:
+                if shown.is_limited:
+                    counters.count_impression(ad.campaign, self._calendar.moment(now))
+                else:
+                    counters.count_unlimited(shown.delivered, case.moment.day)
+                if shown.campaign_key is not None:
+                    seen.append(Seen(shown.campaign_key, int(now), 1))
+        set_cookies: Sequence[str] = ()
+        if seen and user:
+            for one in seen:
+                state.memory.record(user, one, table.caps, now)
+        elif seen and keeps_cookies:
+            unique = next(self._impression_ids).decode()
+            set_cookies = self._cookies.write(seen, history, cookies, table.caps, now, unique)
+        return filled, refusals, set_cookies
+
+    def visit(self, request: Request) -> tuple[Profile, str]:
+        """Who follows a link: the profile and the truncated address."""
+        profile, network, _ = self._who(request)
+        return profile, network.text
+
+    def user_hash(self, user: str) -> str:
+        """A key that tells visitors apart and can't be turned back without the secret."""
+        return blake2b(user.encode(), digest_size=8, key=self._user_key).hexdigest() if user else ""
+
+    # The visitor
+
+    def _who(self, request: Request) -> tuple[Profile, Network, Places]:
+        """The visitor that the headers speak of."""
+        names = request.names
+        places = self._places[request.trusted].get(names) if names is not None else None
+        if places is None:
+            places = self._find_places(names, request.trusted)
+        value: Callable[[bytes | None], bytes | None] = request.fields.get  # type: ignore[assignment]
+        # dict.get finds nothing under None, which stands for a header that is not there.
+        values = (value(places.user_agent), value(places.accept_language), value(places.country))
+        address: str | bytes = value(places.real_ip) or self._client_ip(request)
+        network = self._networks.get(address) or self._find_network(address)
+        profile = self._profiles_by_values.get(values)
+        if profile is None or (values[2] is None and self._country_of is not None):
+            profile = self._find_profile(values, address)
+        return profile, network, places
+
+    def _find_places(self, names: FieldNames | None, trusted: bool) -> Places:
+        if names is None:  # not a plain request: its names are in lower case
+            here = (b"user-agent", b"accept-language", b"x-country", b"x-real-ip", b"cookie", b"sec-gpc")
+            found = Places(*here)
+        else:
+            found = Places(
+                names.find(b"user-agent"),
+                names.find(b"accept-language"),
+                names.find(b"x-country"),
+                names.find(b"x-real-ip"),
+                names.find(b"cookie"),
+                names.find(b"sec-gpc"),
+            )
+        if not trusted:
+            found = found._replace(country=None, real_ip=None)
+        if names is not None:
+            known = self._places[trusted]
+            if len(known) >= PROFILES_MAX:
+                known.clear()
+            known[names] = found
+        return found
+
+    def _find_profile(self, values: tuple[bytes | None, bytes | None, bytes | None], address: str | bytes) -> Profile:
+        user_agent, accept_language, country = ((value or b"").decode("latin-1") for value in values)
+        if values[2] is None and self._country_of is not None:
+            return self._profile(user_agent, accept_language, self._country_of(_text(address)))
+        profile = self._profile(user_agent, accept_language, parse_country(country))
+        if len(self._profiles_by_values) >= PROFILES_MAX:
+            self._profiles_by_values.clear()
+        self._profiles_by_values[values] = profile
+        return profile
+
+    def _profile(self, user_agent: str, accept_language: str, country: str) -> Profile:
+        agent = parse_user_agent(user_agent.strip())
+        key = (agent.device, agent.os, country, parse_accept_language(accept_language), agent.bot)
+        profile = self._profiles.get(key)
+        if profile is None:
+            if len(self._profiles) >= PROFILES_MAX:
+                # Cases are found by profile, and those of a forgotten one never again.
+                self._profiles.clear()
+                self._profiles_by_values.clear()
+                self._forget_cases()
+            profile = self._profiles[key] = Profile(*key)
+        return profile
+
+    def _find_network(self, address: str | bytes) -> Network:
+        if not address:
+            return self._nobody
+        text = truncate_ip(_text(address))
+        if len(self._networks) >= NETWORKS_MAX:
+            self._networks.clear()
+        network = self._networks[address] = Network(text, self._queue.form.text("ip", text))
+        return network
+
+    def _described(self, request: Request, visitor: Visitor) -> tuple[Profile, Network, Places]:
+        """The visitor that a server-side caller speaks of, with the request's own headers for what it leaves out."""
+        if (visitor.ip is not None or visitor.country is not None) and not request.trusted:
+            raise QueryError("visitor.ip and visitor.country are taken from trusted peers only")
+        profile, network, places = self._who(request)
+        address: str | bytes = self._client_ip(request)
+        if visitor.ip is not None:
+            address = visitor.ip
+            network = self._find_network(address)
+
+        def header(name: bytes) -> str:
+            return (request.get(name) or b"").decode("latin-1")
+
+        country = visitor.country
+        if country is None and request.trusted and request.get(b"x-country") is not None:
+            country = header(b"x-country")
+        if country is not None:
+            country = parse_country(country)
+        else:
+            country = self._country_of(_text(address)) if self._country_of is not None else ""
+        profile = self._profile(
+            header(b"user-agent") if visitor.user_agent is None else visitor.user_agent,
+            header(b"accept-language") if visitor.accept_language is None else visitor.accept_language,
+            country,
+        )
+        return profile, network, places
+
+    def _client_ip(self, request: Request) -> str:
+        """The peer, or behind trusted proxies the nearest address that is not one of them."""
+        if not request.trusted:
+            return request.peer
+        real_ip = request.get(b"x-real-ip")
+        if real_ip is not None:
+            return real_ip.decode("latin-1").strip()
+        for hop in reversed((request.get(b"x-forwarded-for") or b"").decode("latin-1").split(",")):
+            text = hop.strip()
+            try:
+                address = ip_address(text)
+            except ValueError:
+                break
+            if not any(address in network for network in self._trusted_peers):
+                return text
+        return request.peer
+
+    # What is kept
+
+    def _use(self, table: AdTable) -> None:
+        self._forget_cases()
+        self._shown = {}
+        self._table = table
+
+    def _make_case(self, held: Mapping[str, Reason], slot: Slot, query: Query, profile: Profile, now: float) -> Case:
+        table = self._table
+        assert table is not None
+        facts = Facts(
+            profile.device,
+            profile.os,
+            profile.country,
+            profile.languages,
+            query.keywords,
+            query.key_values,
+            profile.bot,
+        )
+        moment = self._calendar.moment(now)
+        start, end = self._calendar.stretch_at(now)
+        index = table.placements.get(slot.placement)
+        if index is not None:
+            window = index.window_at(now)
+            start, end = max(start, window.start), min(end, window.end)
+        eligible = find_eligible(table, slot.placement, facts, moment, held)
+        case = Case(held, (start, end), slot.placement, facts, moment, eligible)
+        if slot.kept:
+            self._cases_made += 1
+            if self._cases_made > CASES_MAX:
+                self._forget_cases()
+            if not slot.cases:
+                self._slots_with_cases.append(slot)
+            slot.cases[profile] = case
+        return case
+
+    def _forget_cases(self) -> None:
+        for slot in self._slots_with_cases:
+            slot.cases.clear()
+        self._slots_with_cases.clear()
+        self._cases_made = 0
+        self.state.statistics.read()
+
+    def _make_shown(self, ad: Ad) -> Shown:
+        answer = compile_decision(ad.placement, ad.campaign.id, ad.creative, self._public_url)
+        shown = self._shown[ad] = Shown(ad, answer, self.state.counters, self.tokens)
+        return shown
+
+    def _constant(self, case: Case, eligible: Eligible, ad: Ad, chance: float) -> bytes:
+        """The part of an impression's record that does not differ between alike visitors."""
+        assert self._table is not None
+        facts = case.facts
+        return self._queue.form.constant(
+            {
+                "placement": case.placement,
+                "campaign": ad.campaign.id,
+                "creative": ad.creative.id,
+                "revision": self._table.revision,
+                "chance": chance,
+                "host": self._host,
+                "device": facts.device,
+                "os": facts.os,
+                "country": facts.country,
+                "languages": facts.languages,
+                "keywords": facts.keywords,
+                "key_values": facts.key_values,
+                "hour": case.moment.hour,
+                "weekday": case.moment.weekday,
+                "ivt": facts.bot,
+                "excluded": eligible.excluded,
+            }
+        )
+
+    def _keep_refusal(
+        self, case: Case, refusal: NoAd, impression_id: bytes, now: float, network: Network, user: str
+    ) -> None:
+        assert self._table is not None
+        facts = case.facts
+        self._queue.put(
+            Unfilled(
+                time=now,
+                id=impression_id.decode(),
+                placement=refusal.placement,
+                reason=refusal.reason,
+                reasons=dict(refusal.dropped),
+                revision=self._table.revision,
+                host=self._host,
+                device=facts.device,
+                os=facts.os,
+                country=facts.country,
+                languages=facts.languages,
+                keywords=facts.keywords,
+                key_values=facts.key_values,
+                hour=case.moment.hour,
+                weekday=case.moment.weekday,
+                ivt=facts.bot,
+                user=user,
+                ip=network.text,
+                excluded=refusal.excluded,
+            )
+        )
+        # Callers can make names up, so those of no placement share one row.
+        known = refusal.placement if refusal.placement in self._table.placements else ""
+        self.state.statistics.add_unfilled(known, refusal)
+
+
+def _is_private(request: Request) -> bool:
+    """Global Privacy Control: nothing is read from or kept in this browser."""
+    return request.get(b"sec-gpc") == b"1"
+
+
+def _text(address: str | bytes) -> str:
+    return address if isinstance(address, str) else address.decode("latin-1").strip()
