@@ -180,6 +180,8 @@ CAMPAIGN_ERRORS: list[tuple[dict[str, Any], list[str]]] = [
     ({"name": "a\nb"}, [".name"]),
     ({"name": "a\u2028b"}, [".name"]),
     ({"name": "a" * 201}, [".name"]),
+    ({"name": "a "}, [".name"]),
+    ({"advertiser": "\u3000a"}, [".advertiser"]),
     ({"name": "half a pair: \ud83d"}, [".name"]),
     ({"advertiser": 5}, [".advertiser"]),
     ({"priority": "gold"}, [".priority"]),
@@ -451,7 +453,7 @@ DATES = st.none() | st.datetimes(
 
 
 @settings(max_examples=200, deadline=None)
-@given(TEXT, TEXT, WORDS, WORDS, st.dictionaries(TEXT, JSON, max_size=4), DATES)
+@given(TEXT.map(str.strip), TEXT, WORDS, WORDS, st.dictionaries(TEXT, JSON, max_size=4), DATES)
 def test_any_valid_inventory_survives_the_round_trip(
     name: str, alt: str, any_of: list[str], none_of: list[str], data: dict[str, Any], starts_at: str | None
 ) -> None:
