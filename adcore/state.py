@@ -66,7 +66,10 @@ class Statistics:
 
     def requests_of(self, route: str) -> list[int]:
         """The route's counts, to be raised at the status. A list is twice as quick as a Counter."""
-        return self._requests.setdefault(route, [0] * STATUS_MAX)
+        counts = self._requests.get(route)
+        if counts is None:
+            counts = self._requests[route] = [0] * STATUS_MAX
+        return counts
 
     def add_filled(self, placement: str, count: int, dropped: Dropped) -> None:
         """Note `count` answers that each dropped these candidates."""

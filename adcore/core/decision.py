@@ -138,7 +138,7 @@ def decide(
     placement_id: str,
     facts: Facts,
     moment: Moment,
-    impression_id: str,
+    impression_id: str | bytes,
     *,
     held: Mapping[str, Reason] = NOTHING,
     capped: frozenset[str] = NOBODY,

@@ -92,6 +92,8 @@ class Click(Record, tag="click", frozen=True, kw_only=True):
 AnyRecord = Impression | Unfilled | View | Click
 TYPES = ("impression", "unfilled", "view", "click")
 
+# One for all: each Packer has a buffer of 256 KiB, which msgpack.packb would make and drop in every call.
+_pack: Callable[[object], bytes] = msgpack.Packer().pack
 _pack_header = HEADER.pack
 _pack_float = Struct(">d").pack
 _to_json = msgspec.json.Encoder().encode
@@ -173,12 +175,11 @@ class MsgpackForm:
         # A map of more than 15 entries has its number in the two bytes after its first one.
         size = 1 + len(Impression.__struct_fields__)
         entries = {"v": VERSION, "type": "impression"} | {field: fields[field] for field in CONSTANT_FIELDS}
-        packed = [msgpack.packb(name) + msgpack.packb(value) for name, value in entries.items()]
+        packed = [_pack(name) + _pack(value) for name, value in entries.items()]
         return b"\xde" + size.to_bytes(2) + b"".join(packed) + b"\xa4time\xcb"
 
     def text(self, field: str, value: str) -> bytes:
-        packed: bytes = msgpack.packb(field) + msgpack.packb(value)
-        return packed
+        return _pack(field) + _pack(value)
 
     def impression(self, constant: bytes, time: float, impression_id: bytes, ip: bytes, user: bytes) -> bytes:
         payload = b"".join((constant, _pack_float(time), b"\xa2id\xd9\x20", impression_id, ip, user))
