@@ -54,6 +54,14 @@ class Service:
     def signal(self, number: signal.Signals) -> None:
         assert self.process is not None
         self.process.send_signal(number)
+        if number == signal.SIGSTOP:
+            # Its threads stop one after the other, and each could answer meanwhile.
+            tasks = Path(f"/proc/{self.process.pid}/task")
+            wait_for(lambda: all(self._is_stopped(task) for task in tasks.iterdir()))
+
+    @staticmethod
+    def _is_stopped(task: Path) -> bool:
+        return (task / "stat").read_text().rpartition(")")[2].split()[0] == "T"
 
     def kill(self) -> None:
         if self.process is not None and self.process.poll() is None:
