@@ -39,8 +39,10 @@ from adcore.tokens import COOKIE_PREFIX, FrequencyCookies, KeyRing, Tokens
 PROFILES_MAX = 65_536
 # Addresses come and go; each is some 200 bytes.
 NETWORKS_MAX = 65_536
-# Slots times alike visitors. Each has up to a few kilobytes: an entry per ad that it has shown.
+# Slots times alike visitors, a kilobyte each.
 CASES_MAX = 16_384
+# Constant parts of records, over all cases: one for each ad that a case has shown, 300 bytes or so.
+CONSTANTS_MAX = 131_072
 
 _COOKIE_PREFIX = COOKIE_PREFIX.encode()
 
@@ -179,6 +181,7 @@ class Delivery:
         self._nobody = Network("", queue.form.text("ip", ""))
         self._no_user = queue.form.text("user", "")
         self._cases_made = 0
+        self._constants_made = 0
         self._slots_with_cases: list[Slot] = []
         self._shown: dict[Ad, Shown] = {}
         self._table: AdTable | None = None
@@ -240,7 +243,7 @@ class Delivery:
             if eligible is case.eligible and slot.kept:
                 constant = case.constants.get(ad)
                 if constant is None:
-                    constant = case.constants[ad] = self._constant(case, eligible, ad, chance)
+                    constant = self._keep_constant(case, ad, chance)
                 if not case.answers:
                     state.statistics.unread.append(case)
                 case.answers += 1
@@ -430,13 +433,20 @@ class Delivery:
         for slot in self._slots_with_cases:
             slot.cases.clear()
         self._slots_with_cases.clear()
-        self._cases_made = 0
+        self._cases_made = self._constants_made = 0
         self.state.statistics.read()
 
     def _make_shown(self, ad: Ad) -> Shown:
         answer = compile_decision(ad.placement, ad.campaign.id, ad.creative, self._public_url)
         shown = self._shown[ad] = Shown(ad, answer, self.state.counters, self.tokens)
         return shown
+
+    def _keep_constant(self, case: Case, ad: Ad, chance: float) -> bytes:
+        self._constants_made += 1
+        if self._constants_made > CONSTANTS_MAX:
+            self._forget_cases()
+        constant = case.constants[ad] = self._constant(case, case.eligible, ad, chance)
+        return constant
 
     def _constant(self, case: Case, eligible: Eligible, ad: Ad, chance: float) -> bytes:
         """The part of an impression's record that does not differ between alike visitors."""

@@ -1,0 +1,156 @@
+"""What is kept from request to request is bounded, goes with its table, and changes no answer."""
+
+import gc
+import io
+import time
+from collections import Counter
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adcore.config import load_config
+from adcore.core.adtable import build_table
+from adcore.core.calendar import Calendar
+from adcore.counters import Counters
+from adcore.deliverylog.queue import RecordQueue
+from adcore.deliverylog.reader import read_records
+from adcore.deliverylog.record import FORMS, Impression, Unfilled
+from adcore.handlers import Handlers
+from adcore.http1.plain import PlainReader, Vocabulary
+from adcore.http1.request import Limits, Request
+from adcore.state import State
+from adcore.tokens import KeyRing
+from tests.inventories import campaign, document, text_creative
+
+NOW = 1_800_000_000.0
+
+
+class Process:
+    """Handlers behind a plain reader."""
+
+    def __init__(self, tmp_path: Path, *campaigns: dict[str, Any]) -> None:
+        self.calendar = Calendar(load_config().time_zone)
+        self.state = State(Counters(self.calendar), 3600.0)
+        self.queue = RecordQueue(1 << 30, FORMS["msgpack"])
+        numbers = count(1)
+        # Two processes draw alike.
+        ids = (b"%032x" % (next(numbers) * 0x9E3779B97F4A7C15F39CC0605CEDC835 % (1 << 128)) for _ in count())
+        self.handlers = Handlers(
+            load_config({"state_dir": str(tmp_path)}, {}),
+            self.state,
+            keyring=KeyRing({"k": b"k" * 32}),
+            calendar=self.calendar,
+            queue=self.queue,
+            country_of=None,
+            host="h",
+            impression_ids=ids,
+        )
+        self.reader = PlainReader(Vocabulary(), Limits(), Request(trusted=True))
+        self.revision = 0
+        self.use(*campaigns)
+
+    def use(self, *campaigns: dict[str, Any]) -> None:
+        self.revision += 1
+        table = build_table(document(*campaigns), revision=self.revision)
+        assert not table.rejected
+        self.state.use(table, self.calendar.moment(NOW))
+
+    def ask(self, target: str = "/v1/decision?placement=side", now: float = NOW, **headers: str) -> bytes:
+        lines = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items())
+        request = self.reader.read(f"GET {target} HTTP/1.1\r\nHost: a\r\n{lines}\r\n".encode())
+        assert request is not None
+        request.time = now
+        return self.handlers(request).body
+
+    def records(self) -> list[Impression | Unfilled]:
+        data = b"".join(record for _, record in self.queue.take(1 << 30))
+        return [record for record in read_records(io.BytesIO(data)) if isinstance(record, Impression | Unfilled)]
+
+
+CAMPAIGNS = [
+    campaign("a", weight=2),
+    campaign("b", targeting={"devices": ["mobile"]}),
+    campaign("c", targeting={"countries": ["JP"]}, priority="sponsorship"),
+    campaign("d", targeting={"languages": ["de"]}, goal={"impressions": 20}),
+    campaign("e", targeting={"keywords_any": ["manga"]}, frequency_cap={"impressions": 2, "seconds": 3600}),
+    campaign("f", creatives=[text_creative("f-1"), text_creative("f-2", weight=3)], daily_cap={"impressions": 15}),
+]
+AGENTS = (
+    "Mozilla/5.0 (X11; Linux x86_64)",
+    "Mozilla/5.0 (iPhone; CPU iPhone OS 17_5 like Mac OS X) Mobile",
+    "Googlebot/2.1",
+)
+
+
+def test_forgetting_changes_no_answer_and_no_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same requests to a process that remembers, and to one that must forget all the time."""
+    outcomes = []
+    for bound in (None, 2):
+        if bound is not None:
+            for name in ("PROFILES_MAX", "NETWORKS_MAX", "CASES_MAX", "CONSTANTS_MAX"):
+                monkeypatch.setattr(f"adcore.delivery.{name}", bound)
+            for name in ("ASKED_MAX", "HEADS_MAX"):
+                monkeypatch.setattr(f"adcore.handlers.{name}", bound)
+        process = Process(tmp_path, *CAMPAIGNS)
+        bodies = [
+            process.ask(
+                ("/v1/decision?placement=side", "/v1/decision?placement=side,foot&keywords=manga")[number % 2],
+                NOW + number,
+                User_Agent=AGENTS[number % 3],
+                Accept_Language=("ja", "de", "en")[number // 3 % 3],
+                X_Country=("JP", "DE", "")[number // 7 % 3],
+                X_Real_IP=f"198.51.{number % 11}.7",
+                Cookie="theme=dark",
+            )
+            for number in range(600)
+        ]
+        delivery = process.handlers.delivery
+        kept = (delivery._profiles, delivery._profiles_by_values, delivery._networks, process.handlers._asked)
+        if bound is not None:
+            assert all(len(memory) <= bound for memory in kept)
+        outcomes.append((bodies, process.records(), process.state.statistics.to_status()))
+    assert outcomes[0] == outcomes[1]
+    assert len(outcomes[0][1]) == 900
+    assert {record.placement for record in outcomes[0][1]} == {"side", "foot"}
+
+
+def test_the_records_say_what_was_asked(tmp_path: Path) -> None:
+    process = Process(tmp_path, *CAMPAIGNS)
+    process.ask("/v1/decision?placement=side&keywords=manga&kv.s=x", User_Agent=AGENTS[1], Accept_Language="ja")
+    process.ask("/v1/decision?placement=side", User_Agent=AGENTS[2], X_Real_IP="2001:db8:1:2::3", X_Country="DE")
+    first, second = process.records()
+    assert (first.device, first.os, first.languages, first.keywords) == ("mobile", "ios", ("ja",), ("manga",))
+    assert (first.key_values, first.ivt, first.ip, first.country) == ((("s", "x"),), False, "", "")
+    assert (second.ivt, second.ip, second.country, second.keywords) == (True, "2001:db8:1::", "DE", ())
+
+
+def test_a_new_table_is_used_at_once_and_the_old_one_let_go(tmp_path: Path) -> None:
+    process = Process(tmp_path, campaign("old"))
+    assert b'"campaign":"old"' in process.ask()
+    assert process.state.table is not None
+    old = process.state.table.placements["side"]
+    process.use(campaign("new"))
+    assert b'"campaign":"new"' in process.ask()
+    assert [record.revision for record in process.records()] == [1, 2]
+    gc.collect()
+    assert gc.get_referrers(old) == []
+
+
+def test_what_ends_or_is_held_back_is_not_shown_from_memory(tmp_path: Path) -> None:
+    process = Process(
+        tmp_path,
+        campaign("flight", ends_at="2027-01-15T08:00:10Z", priority="sponsorship"),
+        campaign("goal", goal={"impressions": 3}),
+    )
+    shown = [process.ask(now=NOW + second) for second in range(8, 15)]
+    counts = Counter("flight" if b'"flight"' in body else "goal" if b'"goal"' in body else "" for body in shown)
+    assert counts == {"flight": 2, "goal": 3, "": 2}
+    assert process.state.statistics.to_status()["filled"] == {"side": 5}
+
+
+def test_hours_pass_for_what_is_remembered(tmp_path: Path) -> None:
+    process = Process(tmp_path, campaign("eight", targeting={"hours": [8]}))
+    assert [bool(process.ask(now=NOW + seconds)) for seconds in (0, 3599, 3600, -1)] == [True, True, False, False]
+    assert time.gmtime(NOW).tm_hour == 8
