@@ -5,7 +5,7 @@ request to request is kept and looked up:
 
     request line ── Asked     the parsed query and its slots                     (handlers.py)
     header values ── Profile  device, system, country, languages, bot
-    slot, profile ── Case     who is eligible, and the part of the record that alike visitors share
+    slot, profile ── Case     who is eligible, and what the records of alike visitors share
     ad ── Shown               the answer, compiled around an impression id and a token
 
 A Case is good for one table, one set of campaigns held back, and a stretch of time in which neither the hour changes
@@ -41,8 +41,6 @@ PROFILES_MAX = 65_536
 NETWORKS_MAX = 65_536
 # Slots times alike visitors, a kilobyte each.
 CASES_MAX = 16_384
-# Constant parts of records, over all cases: one for each ad that a case has shown, 300 bytes or so.
-CONSTANTS_MAX = 131_072
 
 _COOKIE_PREFIX = COOKIE_PREFIX.encode()
 
@@ -94,12 +92,12 @@ class Case:
 
     __slots__ = (
         "answers",
-        "constants",
         "eligible",
         "end",
         "facts",
         "held",
         "moment",
+        "packed",
         "placement",
         "start",
     )
@@ -112,6 +110,7 @@ class Case:
         facts: Facts,
         moment: Moment,
         eligible: Eligible,
+        packed: bytes,
     ) -> None:
         self.held = held
         self.start, self.end = stretch
@@ -120,8 +119,8 @@ class Case:
         self.moment = moment
         """Any one of the stretch: hour, weekday and day are those of all of it."""
         self.eligible = eligible
-        self.constants: dict[Ad, bytes] = {}
-        """The constant part of the record, by the ad that is shown."""
+        self.packed = packed
+        """What the records of these visitors share."""
         self.answers = 0
         """Ads shown that the statistics do not have yet."""
 
@@ -129,10 +128,12 @@ class Case:
 class Shown:
     """An ad of the table, ready to be shown."""
 
-    __slots__ = ("answer", "campaign_key", "delivered", "is_limited", "token_name")
+    __slots__ = ("answer", "campaign_key", "delivered", "is_limited", "packed", "token_name")
 
-    def __init__(self, ad: Ad, answer: CompiledDecision, counters: Counters, tokens: Tokens) -> None:
+    def __init__(self, ad: Ad, answer: CompiledDecision, counters: Counters, tokens: Tokens, packed: bytes) -> None:
         self.answer = answer
+        self.packed = packed
+        """What the records of this ad share."""
         self.token_name = tokens.name(ad.placement.id, ad.creative.id)
         self.delivered = counters.of(ad.campaign.id)
         self.is_limited = is_limited(ad.campaign)
@@ -178,10 +179,9 @@ class Delivery:
         self._profiles_by_values: dict[tuple[bytes | None, bytes | None, bytes | None], Profile] = {}
         self._profiles: dict[tuple[str, str, str, tuple[str, ...], bool], Profile] = {}
         self._networks: dict[str | bytes, Network] = {}
-        self._nobody = Network("", queue.form.text("ip", ""))
-        self._no_user = queue.form.text("user", "")
+        self._nobody = Network("", queue.form.fields({"ip": ""}))
+        self._no_user = queue.form.fields({"user": ""})
         self._cases_made = 0
-        self._constants_made = 0
         self._slots_with_cases: list[Slot] = []
         self._shown: dict[Ad, Shown] = {}
         self._table: AdTable | None = None
@@ -191,6 +191,7 @@ class Delivery:
         """Decide every slot, and unless the request is a HEAD keep what was decided. Raises QueryError."""
         now = request.time
         state = self.state
+        queue = self._queue
         if table is not self._table:
             self._use(table)
         counters = state.counters
@@ -205,7 +206,7 @@ class Delivery:
         keeps_cookies = request.fields.get(places.gpc) is None or not _is_private(request)  # type: ignore[arg-type]
         if query.user:
             user = self.user_hash(query.user)
-            user_field = self._queue.form.text("user", user)
+            user_field = queue.form.fields({"user": user})
             history = state.memory.history(user)
         elif keeps_cookies:
             header = request.fields.get(places.cookie)  # type: ignore[arg-type]
@@ -240,18 +241,19 @@ class Delivery:
                 taken.add(ad.campaign.id)
             if not counts:
                 continue
+            of_visitor = case.packed
             if eligible is case.eligible and slot.kept:
-                constant = case.constants.get(ad)
-                if constant is None:
-                    constant = self._keep_constant(case, ad, chance)
                 if not case.answers:
                     state.statistics.unread.append(case)
                 case.answers += 1
             else:
-                constant = self._constant(case, eligible, ad, chance)
                 state.statistics.add_filled(slot.placement, 1, eligible.dropped)
-            form = self._queue.form
-            self._queue.append("impression", form.impression(constant, now, impression_id, network.field, user_field))
+                if eligible is not case.eligible:
+                    of_visitor = self._pack_visitor(case.facts, case.moment, eligible.excluded)
+            queue.append(
+                "impression",
+                queue.form.impression(shown.packed, of_visitor, network.field, user_field, chance, now, impression_id),
+            )
             if not profile.bot:
                 if shown.is_limited:
                     counters.count_impression(ad.campaign, self._calendar.moment(now))
@@ -346,7 +348,7 @@ class Delivery:
         text = truncate_ip(_text(address))
         if len(self._networks) >= NETWORKS_MAX:
             self._networks.clear()
-        network = self._networks[address] = Network(text, self._queue.form.text("ip", text))
+        network = self._networks[address] = Network(text, self._queue.form.fields({"ip": text}))
         return network
 
     def _described(self, request: Request, visitor: Visitor) -> tuple[Profile, Network, Places]:
@@ -419,7 +421,8 @@ class Delivery:
             window = index.window_at(now)
             start, end = max(start, window.start), min(end, window.end)
         eligible = find_eligible(table, slot.placement, facts, moment, held)
-        case = Case(held, (start, end), slot.placement, facts, moment, eligible)
+        packed = self._pack_visitor(facts, moment, eligible.excluded)
+        case = Case(held, (start, end), slot.placement, facts, moment, eligible, packed)
         if slot.kept:
             self._cases_made += 1
             if self._cases_made > CASES_MAX:
@@ -433,43 +436,38 @@ class Delivery:
         for slot in self._slots_with_cases:
             slot.cases.clear()
         self._slots_with_cases.clear()
-        self._cases_made = self._constants_made = 0
+        self._cases_made = 0
         self.state.statistics.read()
 
     def _make_shown(self, ad: Ad) -> Shown:
-        answer = compile_decision(ad.placement, ad.campaign.id, ad.creative, self._public_url)
-        shown = self._shown[ad] = Shown(ad, answer, self.state.counters, self.tokens)
-        return shown
-
-    def _keep_constant(self, case: Case, ad: Ad, chance: float) -> bytes:
-        self._constants_made += 1
-        if self._constants_made > CONSTANTS_MAX:
-            self._forget_cases()
-        constant = case.constants[ad] = self._constant(case, case.eligible, ad, chance)
-        return constant
-
-    def _constant(self, case: Case, eligible: Eligible, ad: Ad, chance: float) -> bytes:
-        """The part of an impression's record that does not differ between alike visitors."""
         assert self._table is not None
-        facts = case.facts
-        return self._queue.form.constant(
+        answer = compile_decision(ad.placement, ad.campaign.id, ad.creative, self._public_url)
+        packed = self._queue.form.fields(
             {
-                "placement": case.placement,
+                "placement": ad.placement.id,
                 "campaign": ad.campaign.id,
                 "creative": ad.creative.id,
                 "revision": self._table.revision,
-                "chance": chance,
                 "host": self._host,
+            }
+        )
+        shown = self._shown[ad] = Shown(ad, answer, self.state.counters, self.tokens, packed)
+        return shown
+
+    def _pack_visitor(self, facts: Facts, moment: Moment, excluded: Mapping[str, str]) -> bytes:
+        """The part of an impression's record that alike visitors share."""
+        return self._queue.form.fields(
+            {
                 "device": facts.device,
                 "os": facts.os,
                 "country": facts.country,
                 "languages": facts.languages,
                 "keywords": facts.keywords,
                 "key_values": facts.key_values,
-                "hour": case.moment.hour,
-                "weekday": case.moment.weekday,
                 "ivt": facts.bot,
-                "excluded": eligible.excluded,
+                "hour": moment.hour,
+                "weekday": moment.weekday,
+                "excluded": excluded,
             }
         )
 

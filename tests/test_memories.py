@@ -89,7 +89,7 @@ def test_forgetting_changes_no_answer_and_no_record(tmp_path: Path, monkeypatch:
     outcomes = []
     for bound in (None, 2):
         if bound is not None:
-            for name in ("PROFILES_MAX", "NETWORKS_MAX", "CASES_MAX", "CONSTANTS_MAX"):
+            for name in ("PROFILES_MAX", "NETWORKS_MAX", "CASES_MAX"):
                 monkeypatch.setattr(f"adcore.delivery.{name}", bound)
             for name in ("ASKED_MAX", "HEADS_MAX"):
                 monkeypatch.setattr(f"adcore.handlers.{name}", bound)

@@ -95,7 +95,11 @@ TYPES = ("impression", "unfilled", "view", "click")
 # One for all: each Packer has a buffer of 256 KiB, which msgpack.packb would make and drop in every call.
 _pack: Callable[[object], bytes] = msgpack.Packer().pack
 _pack_header = HEADER.pack
-_pack_float = Struct(">d").pack
+_pack_numbers = Struct(">8sd6sd5s").pack
+# A map of more than 15 entries has their number in two bytes.
+_IMPRESSION = (
+    b"\xde" + (1 + len(Impression.__struct_fields__)).to_bytes(2) + b"".join(map(_pack, ("v", 1, "type", "impression")))
+)
 _to_json = msgspec.json.Encoder().encode
 _to_msgpack = msgspec.msgpack.Encoder().encode
 _from_json = msgspec.json.Decoder(AnyRecord).decode
@@ -115,9 +119,8 @@ def type_of(record: AnyRecord) -> str:
 class Form(Protocol):
     """One form of the log: how its records are written.
 
-    Impressions are written on the request path, so all that many of them share is packed once. `constant` packs what
-    does not differ between two impressions of one ad to alike visitors; `impression` adds the rest, where ip and user
-    are what `text` gives.
+    Impressions are written on the request path, so what many of them share is packed once, by `fields`: that of the ad
+    (AD_FIELDS), that of alike visitors (VISITOR_FIELDS), and `ip` and `user` each. `impression` puts them together.
     """
 
     name: str
@@ -126,18 +129,18 @@ class Form(Protocol):
 
     def encode(self, record: AnyRecord) -> bytes: ...
 
-    def constant(self, fields: Mapping[str, object]) -> bytes:
-        """`fields` has CONSTANT_FIELDS and may have more."""
+    def fields(self, fields: Mapping[str, object]) -> bytes: ...
 
-    def text(self, field: str, value: str) -> bytes: ...
+    def impression(
+        self, of_ad: bytes, of_visitor: bytes, ip: bytes, user: bytes, chance: float, time: float, impression_id: bytes
+    ) -> bytes: ...
 
-    def impression(self, constant: bytes, time: float, impression_id: bytes, ip: bytes, user: bytes) -> bytes: ...
 
-
-CONSTANT_FIELDS = tuple(
-    field for field in Impression.__struct_fields__ if field not in ("v", "time", "id", "ip", "user")
+AD_FIELDS = ("placement", "campaign", "creative", "revision", "host")
+VISITOR_FIELDS = (
+    *("device", "os", "country", "languages", "keywords", "key_values", "ivt"),
+    *("hour", "weekday", "excluded"),
 )
-"""What alike impressions share, in the order in which `constant` packs it, after version and type."""
 
 
 class JsonForm:
@@ -150,15 +153,16 @@ class JsonForm:
         """A line with its end; JSON escapes any line break within."""
         return _to_json(record) + b"\n"
 
-    def constant(self, fields: Mapping[str, object]) -> bytes:
-        packed = _to_json({"v": VERSION, "type": "impression"} | {field: fields[field] for field in CONSTANT_FIELDS})
-        return packed.removesuffix(b"}") + b',"time":'
+    def fields(self, fields: Mapping[str, object]) -> bytes:
+        return _to_json(fields)[1:-1] + b","
 
-    def text(self, field: str, value: str) -> bytes:
-        return b',"%b":%b' % (field.encode(), _to_json(value))
-
-    def impression(self, constant: bytes, time: float, impression_id: bytes, ip: bytes, user: bytes) -> bytes:
-        return b'%b%a,"id":"%b"%b%b}\n' % (constant, time, impression_id, ip, user)
+    def impression(
+        self, of_ad: bytes, of_visitor: bytes, ip: bytes, user: bytes, chance: float, time: float, impression_id: bytes
+    ) -> bytes:
+        return b'{"v":1,"type":"impression",%b%b%b%b"chance":%a,"time":%a,"id":"%b"}\n' % (
+            *(of_ad, of_visitor, ip, user),
+            *(chance, time, impression_id),
+        )
 
 
 class MsgpackForm:
@@ -171,18 +175,14 @@ class MsgpackForm:
         payload = _to_msgpack(record)
         return _pack_header(MAGIC, len(payload), crc32(payload)) + payload
 
-    def constant(self, fields: Mapping[str, object]) -> bytes:
-        # A map of more than 15 entries has its number in the two bytes after its first one.
-        size = 1 + len(Impression.__struct_fields__)
-        entries = {"v": VERSION, "type": "impression"} | {field: fields[field] for field in CONSTANT_FIELDS}
-        packed = [_pack(name) + _pack(value) for name, value in entries.items()]
-        return b"\xde" + size.to_bytes(2) + b"".join(packed) + b"\xa4time\xcb"
+    def fields(self, fields: Mapping[str, object]) -> bytes:
+        return b"".join([_pack(name) + _pack(value) for name, value in fields.items()])
 
-    def text(self, field: str, value: str) -> bytes:
-        return _pack(field) + _pack(value)
-
-    def impression(self, constant: bytes, time: float, impression_id: bytes, ip: bytes, user: bytes) -> bytes:
-        payload = b"".join((constant, _pack_float(time), b"\xa2id\xd9\x20", impression_id, ip, user))
+    def impression(
+        self, of_ad: bytes, of_visitor: bytes, ip: bytes, user: bytes, chance: float, time: float, impression_id: bytes
+    ) -> bytes:
+        numbers = _pack_numbers(b"\xa6chance\xcb", chance, b"\xa4time\xcb", time, b"\xa2id\xd9\x20")
+        payload = b"".join((_IMPRESSION, of_ad, of_visitor, ip, user, numbers, impression_id))
         return _pack_header(MAGIC, len(payload), crc32(payload)) + payload
 
 

@@ -25,7 +25,7 @@ from adcore.core.facts import Facts
 from adcore.counters import Counters
 from adcore.deliverylog.queue import RecordQueue
 from adcore.deliverylog.reader import read_records
-from adcore.deliverylog.record import FORMS, Impression
+from adcore.deliverylog.record import AD_FIELDS, FORMS, VISITOR_FIELDS, Impression
 from adcore.deliverylog.writer import LogWriter
 from adcore.handlers import Handlers
 from adcore.http1.plain import PlainReader
@@ -193,11 +193,16 @@ def record(parts: Parts) -> Stage:
     """A record is made and put on the queue."""
     form, append = parts.queue.form, parts.queue.append
     sample = parts.impression()
-    constant = form.constant(msgspec.structs.asdict(sample))
-    impression_id, ip, user = sample.id.encode(), form.text("ip", sample.ip), form.text("user", "")
-    return Stage(
-        lambda: append("impression", form.impression(constant, sample.time, impression_id, ip, user)), parts.drain
+    values, impression_id = msgspec.structs.asdict(sample), sample.id.encode()
+    of_ad, of_visitor, ip, user = (
+        form.fields({name: values[name] for name in names}) for names in (AD_FIELDS, VISITOR_FIELDS, ["ip"], ["user"])
     )
+
+    def call() -> object:
+        packed = form.impression(of_ad, of_visitor, ip, user, sample.chance, sample.time, impression_id)
+        return append("impression", packed)
+
+    return Stage(call, parts.drain)
 
 
 class WatchedQueue(RecordQueue):

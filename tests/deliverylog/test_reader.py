@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from adcore.deliverylog import reader
 from adcore.deliverylog.reader import Damage, open_log, read_records
 from adcore.deliverylog.record import (
+    AD_FIELDS,
     FORMS,
+    VISITOR_FIELDS,
     AnyRecord,
     Click,
     Impression,
@@ -69,9 +71,11 @@ def test_what_was_written_is_read_again(records: list[tuple[AnyRecord, str]]) ->
 def test_an_impression_packed_in_parts_is_the_same_record(record: Impression, name: str) -> None:
     form = FORMS[name]
     record = msgspec.structs.replace(record, id="0123456789abcdef" * 2)
-    constant = form.constant(msgspec.structs.asdict(record))
-    ip, user = form.text("ip", record.ip), form.text("user", record.user)
-    packed = form.impression(constant, record.time, record.id.encode(), ip, user)
+    values = msgspec.structs.asdict(record)
+    of_ad, of_visitor, ip, user = (
+        form.fields({name: values[name] for name in names}) for names in (AD_FIELDS, VISITOR_FIELDS, ["ip"], ["user"])
+    )
+    packed = form.impression(of_ad, of_visitor, ip, user, record.chance, record.time, record.id.encode())
     assert read(packed) == [record]
 
 
