@@ -221,8 +221,14 @@ class Delivery:
         for slot in slots:
             impression_id = next(self._impression_ids)
             case = slot.cases.get(profile)
-            if case is None or case.held is not held or not case.start <= now < case.end:
+            if case is None or not case.start <= now < case.end:
                 case = self._make_case(held, slot, query, profile, now)
+            elif case.held is not held:
+                # Mostly it is a campaign of another placement, or for other visitors, that is held back or let go.
+                if case.eligible.holds_for(held):
+                    case.held = held
+                else:
+                    case = self._make_case(held, slot, query, profile, now)
             eligible = case.eligible
             if over_cap or taken:
                 eligible = eligible.without(over_cap, taken)
@@ -424,11 +430,12 @@ class Delivery:
         packed = self._pack_visitor(facts, moment, eligible.excluded)
         case = Case(held, (start, end), slot.placement, facts, moment, eligible, packed)
         if slot.kept:
-            self._cases_made += 1
-            if self._cases_made > CASES_MAX:
-                self._forget_cases()
-            if not slot.cases:
-                self._slots_with_cases.append(slot)
+            if profile not in slot.cases:
+                self._cases_made += 1
+                if self._cases_made > CASES_MAX:
+                    self._forget_cases()
+                if not slot.cases:
+                    self._slots_with_cases.append(slot)
             slot.cases[profile] = case
         return case
 

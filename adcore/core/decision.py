@@ -72,13 +72,21 @@ class Eligible:
     `drawing` is the choice, None when nobody is left; `dropped` and `excluded` are those of the answer.
     """
 
-    __slots__ = ("_dropped", "_index", "_mask", "_placement", "drawing", "dropped", "excluded")
+    __slots__ = ("_dropped", "_index", "_mask", "_matching", "_placement", "drawing", "dropped", "excluded")
 
     def __init__(
-        self, placement: str, index: PlacementIndex | None, mask: int, dropped: Dropped, excluded: Excluded
+        self,
+        placement: str,
+        index: PlacementIndex | None,
+        matching: int,
+        mask: int,
+        dropped: Dropped,
+        excluded: Excluded,
     ) -> None:
         self._placement = placement
         self._index = index
+        self._matching = matching
+        """With those whom the counts hold back."""
         self._mask = mask
         self._dropped = dropped
         self.drawing = index.drawing(mask) if index is not None else None
@@ -98,7 +106,16 @@ class Eligible:
                 excluded.update(dict.fromkeys(index.ids_in(kept_back), reason))
                 dropped += ((reason, kept_back.bit_count()),)
                 mask ^= kept_back
-        return self if mask == self._mask else Eligible(self._placement, index, mask, dropped, excluded)
+        return self if mask == self._mask else Eligible(self._placement, index, mask, mask, dropped, excluded)
+
+    def holds_for(self, held: Mapping[str, Reason]) -> bool:
+        """Whether `find_eligible` would find the same with `held`, and all else as it was."""
+        if self._index is None:
+            return True
+        kept_back = self._matching & self._index.held_mask(held)
+        return kept_back == self._matching ^ self._mask and all(
+            held[campaign_id] is reason for campaign_id, reason in self.excluded.items()
+        )
 
     def refuse(self) -> NoAd:
         """The answer when there is no drawing."""
@@ -121,16 +138,16 @@ def find_eligible(
     """
     index = table.placements.get(placement_id)
     if index is None:
-        return Eligible(placement_id, None, 0, (), {})
+        return Eligible(placement_id, None, 0, 0, (), {})
     mask, dropped = index.match(facts, moment)
     kept_back = mask & index.held_mask(held) if held else 0
     if not kept_back:
-        return Eligible(placement_id, index, mask, dropped, {})
+        return Eligible(placement_id, index, mask, mask, dropped, {})
     excluded = {campaign_id: held[campaign_id] for campaign_id in index.ids_in(kept_back)}
     counts: dict[Reason, int] = {}
     for reason in excluded.values():
         counts[reason] = counts.get(reason, 0) + 1
-    return Eligible(placement_id, index, mask ^ kept_back, dropped + tuple(counts.items()), excluded)
+    return Eligible(placement_id, index, mask, mask ^ kept_back, dropped + tuple(counts.items()), excluded)
 
 
 def decide(

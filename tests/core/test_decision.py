@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from adcore.core.adtable import PRIORITIES, AdTable, bits, build_table
 from adcore.core.calendar import Moment
-from adcore.core.decision import Decision, NoAd, decide, draw, explain
+from adcore.core.decision import Decision, NoAd, decide, draw, explain, find_eligible
 from adcore.core.facts import Facts
 from adcore.core.inventory import Campaign, Placement
 from adcore.core.reason import Reason
@@ -263,6 +263,31 @@ def test_a_decision_is_what_the_brute_force_oracle_allows(
             again = decide(built, name, f, m, impression_id(seed), held=answer.excluded)
             assert (again[0], again[1]) == (answer[0], answer[1]) or isinstance(answer, NoAd)
             assert again.excluded == answer.excluded
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    inventories(),
+    FACTS,
+    MOMENTS,
+    st.lists(
+        st.dictionaries(
+            st.sampled_from([f"c{n}" for n in range(8)]), st.sampled_from([Reason.GOAL_REACHED, Reason.DAILY_CAP])
+        ),
+        max_size=4,
+    ),
+)
+def test_what_was_found_holds_as_long_as_the_same_are_held_back_for_the_same_reasons(
+    campaigns: list[dict[str, Any]], f: Facts, m: Moment, several_held: list[dict[str, Reason]]
+) -> None:
+    built = table(*campaigns)
+    for name in [*built.placements, "nowhere"]:
+        found = find_eligible(built, name, f, m, {})
+        for held in several_held:
+            again = find_eligible(built, name, f, m, held)
+            same = (again.drawing, again.dropped, again.excluded) == (found.drawing, found.dropped, found.excluded)
+            assert found.holds_for(held) == same
+            found = again
 
 
 def first_reasons(candidates: tuple[Any, ...], positions: Mapping[str, int]) -> Counter[Reason]:
