@@ -102,10 +102,8 @@ def migrate(db: Dialect) -> list[str]:
                 db.execute(statement)
             db.execute(f"INSERT INTO schema_migrations (name) VALUES ({db.placeholder})", (name,))
             applied.append(name)
-        db.execute(
-            f"UPDATE revision SET generation = {db.placeholder} WHERE id = 1 AND generation = ''",
-            (secrets.token_hex(8),),
-        )
+        if not db.query("SELECT generation FROM store"):
+            db.execute(f"INSERT INTO store (generation) VALUES ({db.placeholder})", (secrets.token_hex(8),))
     return applied
 
 
@@ -117,11 +115,14 @@ def _pending(db: Dialect) -> list[tuple[str, list[str]]]:
 
 
 def read_revision(db: Dialect, suffix: str = "") -> Revision:
-    rows = db.query(f"SELECT generation, revision, confirmed FROM revision WHERE id = 1{suffix}")
+    rows = db.query(
+        "SELECT store.generation, revision.revision, revision.confirmed "
+        f"FROM store, revision WHERE revision.id = 1{suffix}"
+    )
     if not rows:
         raise SourceError(
-            f"{db.label}: the table revision has lost its row: "
-            "INSERT INTO revision (id, generation, revision, confirmed) VALUES (1, 'NEW', 1, 0)"
+            f"{db.label}: the tables store and revision must have a row each: INSERT INTO store (generation) "
+            "VALUES ('NEW'); INSERT INTO revision (id, revision, confirmed) VALUES (1, 1, 0)"
         )
     return Revision(rows[0]["generation"], rows[0]["revision"], rows[0]["confirmed"])
 

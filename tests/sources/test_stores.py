@@ -74,6 +74,9 @@ def sql(store: Store, statement: str) -> None:
         store.execute(statement)  # type: ignore[attr-defined]
 
 
+MIGRATIONS = ["0001_inventory", "0002_store"]
+
+
 def put(store: Store, inventory: Inventory) -> Revision:
     return store.apply(lambda there: inventory)
 
@@ -254,7 +257,30 @@ def test_migrations_at_once_are_one_migration(url: str) -> None:
         return applied
 
     with ThreadPoolExecutor(8) as pool:
-        assert sorted(pool.map(migrate, range(8))) == [[]] * 7 + [["0001_inventory"]]
+        assert sorted(pool.map(migrate, range(8))) == [[]] * 7 + [MIGRATIONS]
+
+
+def test_a_store_without_its_rows_says_how_to_put_them_back(store: Store) -> None:
+    put(store, parse_inventory(document()))
+    for table in ("store", "revision"):
+        sql(store, f"DELETE FROM {table}")
+        with pytest.raises(SourceError, match=f"INSERT INTO {table}"):
+            store.revision()
+
+
+def test_a_store_of_an_older_version_is_brought_up_to_date(store: Store, url: str) -> None:
+    before = put(store, parse_inventory(document(campaign("a"))))
+    sql(store, "DROP TABLE store")
+    sql(store, "DELETE FROM schema_migrations WHERE name = '0002_store'")
+    store.close()
+    later = open_store(url)
+    if url.startswith("mysql"):
+        with pytest.raises(SourceError, match="run adctl migrate"):
+            later.revision()
+        assert later.migrate() == ["0002_store"]
+    assert later.revision().number == before.number
+    assert [found["id"] for found in later.load().document["campaigns"]] == ["a"]
+    later.close()
 
 
 def test_every_store_is_told_from_every_other(tmp_path: Path) -> None:
@@ -277,7 +303,7 @@ def test_a_migration_that_failed_half_way_is_finished(mariadb: MariaDB) -> None:
         store.migrate()
     mariadb.sql("DROP VIEW half.placements")
     mariadb.sql("DROP TABLE half.creatives")
-    assert store.migrate() == ["0001_inventory"]
+    assert store.migrate() == MIGRATIONS
     put(store, parse_inventory(document(campaign("a"))))
     assert store.revision().number > 0
     store.close()

@@ -4,16 +4,14 @@
 
 CREATE TABLE IF NOT EXISTS revision (
     id INTEGER NOT NULL PRIMARY KEY,
-    -- Drawn when the tables are made, so that a store that is set up anew is not taken for the one before.
-    generation VARCHAR(32) NOT NULL,
     -- Raised by every change, whoever makes it.
     revision BIGINT NOT NULL,
     -- The revision up to which a person applied changes knowingly (adctl apply).
     confirmed BIGINT NOT NULL
 ) /*! ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 COLLATE=utf8mb4_bin */;
 
-INSERT INTO revision (id, generation, revision, confirmed)
-SELECT 1, '', 0, 0 /*! FROM DUAL */ WHERE NOT EXISTS (SELECT 1 FROM revision);
+INSERT INTO revision (id, revision, confirmed)
+SELECT 1, 0, 0 /*! FROM DUAL */ WHERE NOT EXISTS (SELECT 1 FROM revision);
 
 CREATE TABLE IF NOT EXISTS placements (
     id VARCHAR(64) NOT NULL PRIMARY KEY,
