@@ -12,7 +12,9 @@ find_python() {
     for candidate in ${PYTHON:-python3 python3.13 python3.12 python3.11}; do
         command -v "$candidate" >/dev/null || continue
         if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
-            python=$candidate
+            # Of a virtual environment (ours may be on the PATH) the Python that it was made with: it is going to be
+            # made again with this one.
+            python=$("$candidate" -c 'import sys; print(sys._base_executable)')
             return
         fi
         found+="$candidate is $("$candidate" -c 'import platform; print(platform.python_version())'), "
