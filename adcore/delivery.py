@@ -168,10 +168,10 @@ class Delivery:
         self._user_key = keyring.derive(b"adcore user")
         self._public_url = config.public_url
         self._trusted_peers = config.trusted_peers
-        self._calendar = calendar
-        self._queue = queue
+        self.calendar = calendar
+        self.queue = queue
         self._country_of = country_of
-        self._host = host
+        self.host = host
         self._impression_ids = impression_ids
 
         self._places: tuple[dict[FieldNames, Places], dict[FieldNames, Places]] = ({}, {})
@@ -191,7 +191,7 @@ class Delivery:
         """Decide every slot, and unless the request is a HEAD keep what was decided. Raises QueryError."""
         now = request.time
         state = self.state
-        queue = self._queue
+        queue = self.queue
         if table is not self._table:
             self._use(table)
         counters = state.counters
@@ -262,7 +262,7 @@ class Delivery:
             )
             if not profile.bot:
                 if shown.is_limited:
-                    counters.count_impression(ad.campaign, self._calendar.moment(now))
+                    counters.count_impression(ad.campaign, self.calendar.moment(now))
                 else:
                     counters.count_unlimited(shown.delivered, case.moment.day)
                 if shown.campaign_key is not None:
@@ -354,7 +354,7 @@ class Delivery:
         text = truncate_ip(_text(address))
         if len(self._networks) >= NETWORKS_MAX:
             self._networks.clear()
-        network = self._networks[address] = Network(text, self._queue.form.fields({"ip": text}))
+        network = self._networks[address] = Network(text, self.queue.form.fields({"ip": text}))
         return network
 
     def _described(self, request: Request, visitor: Visitor) -> tuple[Profile, Network, Places]:
@@ -420,8 +420,8 @@ class Delivery:
             query.key_values,
             profile.bot,
         )
-        moment = self._calendar.moment(now)
-        start, end = self._calendar.stretch_at(now)
+        moment = self.calendar.moment(now)
+        start, end = self.calendar.stretch_at(now)
         index = table.placements.get(slot.placement)
         if index is not None:
             window = index.window_at(now)
@@ -449,13 +449,13 @@ class Delivery:
     def _make_shown(self, ad: Ad) -> Shown:
         assert self._table is not None
         answer = compile_decision(ad.placement, ad.campaign.id, ad.creative, self._public_url)
-        packed = self._queue.form.fields(
+        packed = self.queue.form.fields(
             {
                 "placement": ad.placement.id,
                 "campaign": ad.campaign.id,
                 "creative": ad.creative.id,
                 "revision": self._table.revision,
-                "host": self._host,
+                "host": self.host,
             }
         )
         shown = self._shown[ad] = Shown(ad, answer, self.state.counters, self.tokens, packed)
@@ -463,7 +463,7 @@ class Delivery:
 
     def _pack_visitor(self, facts: Facts, moment: Moment, excluded: Mapping[str, str]) -> bytes:
         """The part of an impression's record that alike visitors share."""
-        return self._queue.form.fields(
+        return self.queue.form.fields(
             {
                 "device": facts.device,
                 "os": facts.os,
@@ -483,7 +483,7 @@ class Delivery:
     ) -> None:
         assert self._table is not None
         facts = case.facts
-        self._queue.put(
+        self.queue.put(
             Unfilled(
                 time=now,
                 id=impression_id.decode(),
@@ -491,7 +491,7 @@ class Delivery:
                 reason=refusal.reason,
                 reasons=dict(refusal.dropped),
                 revision=self._table.revision,
-                host=self._host,
+                host=self.host,
                 device=facts.device,
                 os=facts.os,
                 country=facts.country,

@@ -4,23 +4,20 @@
 costs is spent in delivery.py; here its answer is put into words.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 
 from adcore.config import Config
 from adcore.core.adtable import AdTable
-from adcore.core.calendar import Calendar
 from adcore.delivery import Delivery, Profile, Slot
-from adcore.deliverylog.queue import RecordQueue
 from adcore.deliverylog.record import Click, View
 from adcore.http1.request import Request, RequestLine
 from adcore.http1.response import Response, respond
 from adcore.query import Query, QueryError, parse_body, parse_query
 from adcore.render import empty_frame, landing_location, tag_js
-from adcore.state import State
-from adcore.tokens import KeyRing, Token, TokenError
+from adcore.tokens import Token, TokenError
 
 NO_STORE = ("Cache-Control", "no-store")
 NOSNIFF = ("X-Content-Type-Options", "nosniff")
@@ -50,34 +47,14 @@ Answer = Callable[[Request, Asked], Response]
 class Handlers:
     """The public listener's handler. Synchronous: it never waits for anything."""
 
-    def __init__(
-        self,
-        config: Config,
-        state: State,
-        *,
-        keyring: KeyRing,
-        calendar: Calendar,
-        queue: RecordQueue,
-        country_of: Callable[[str], str] | None,
-        host: str,
-        impression_ids: Iterator[bytes],
-    ) -> None:
-        self.state = state
-        self.statistics = state.statistics
-        self.calendar = calendar
-        self.queue = queue
-        self.host = host
+    def __init__(self, config: Config, delivery: Delivery) -> None:
+        self.delivery = delivery
+        self.state = delivery.state
+        self.statistics = delivery.state.statistics
+        self.calendar = delivery.calendar
+        self.queue = delivery.queue
+        self.host = delivery.host
         self.cors_origins = frozenset(config.cors_origins)
-        self.delivery = Delivery(
-            config,
-            state,
-            keyring=keyring,
-            calendar=calendar,
-            queue=queue,
-            country_of=country_of,
-            host=host,
-            impression_ids=impression_ids,
-        )
         self._tag = tag_js()
         self._heads: dict[int, bytes] = {}
         self._asked: dict[RequestLine, Asked] = {}

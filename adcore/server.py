@@ -34,6 +34,7 @@ from adcore.core.frequency import capped
 from adcore.core.inventory import parse_inventory
 from adcore.counterfile import CounterFile
 from adcore.counters import Counters, CounterState
+from adcore.delivery import Delivery
 from adcore.deliverylog.queue import RecordQueue
 from adcore.deliverylog.record import FORMS
 from adcore.deliverylog.writer import LogWriter
@@ -232,7 +233,7 @@ class Server:
         country_of = None
         if config.geoip_file is not None:
             country_of = CountryDatabase(config.geoip_file).country
-        return Handlers(
+        delivery = Delivery(
             config,
             self.state,
             keyring=keyring,
@@ -242,6 +243,7 @@ class Server:
             host=socket.gethostname(),
             impression_ids=self.ids,
         )
+        return Handlers(config, delivery)
 
     def _make_control(self) -> ControlHandlers:
         version = {

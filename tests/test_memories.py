@@ -14,6 +14,7 @@ from adcore.config import load_config
 from adcore.core.adtable import build_table
 from adcore.core.calendar import Calendar
 from adcore.counters import Counters
+from adcore.delivery import Delivery
 from adcore.deliverylog.queue import RecordQueue
 from adcore.deliverylog.reader import read_records
 from adcore.deliverylog.record import FORMS, Impression, Unfilled
@@ -37,8 +38,9 @@ class Process:
         numbers = count(1)
         # Two processes draw alike.
         ids = (b"%032x" % (next(numbers) * 0x9E3779B97F4A7C15F39CC0605CEDC835 % (1 << 128)) for _ in count())
-        self.handlers = Handlers(
-            load_config({"state_dir": str(tmp_path)}, {}),
+        config = load_config({"state_dir": str(tmp_path)}, {})
+        delivery = Delivery(
+            config,
             self.state,
             keyring=KeyRing({"k": b"k" * 32}),
             calendar=self.calendar,
@@ -47,6 +49,7 @@ class Process:
             host="h",
             impression_ids=ids,
         )
+        self.handlers = Handlers(config, delivery)
         self.reader = PlainReader(Vocabulary(), Limits(), Request(trusted=True))
         self.revision = 0
         self.use(*campaigns)

@@ -23,6 +23,7 @@ from adcore.core.calendar import Calendar
 from adcore.core.decision import Decision, decide
 from adcore.core.facts import Facts
 from adcore.counters import Counters
+from adcore.delivery import Delivery
 from adcore.deliverylog.queue import RecordQueue
 from adcore.deliverylog.reader import read_records
 from adcore.deliverylog.record import AD_FIELDS, FORMS, VISITOR_FIELDS, Impression
@@ -96,7 +97,7 @@ class Parts:
         self.queue = RecordQueue(config.log_queue_bytes, FORMS[config.log_format])
         self.limits = Limits(request_s=config.header_timeout, idle_s=config.idle_timeout)
         self.ids = impression_ids()
-        self.handlers = Handlers(
+        delivery = Delivery(
             config,
             self.state,
             keyring=self.keyring,
@@ -106,6 +107,7 @@ class Parts:
             host="ads-1",
             impression_ids=self.ids,
         )
+        self.handlers = Handlers(config, delivery)
         self.server = Http1Server(self.handlers, self.limits, config.trusted_peers, loop=FakeLoop(), clock=clock)
 
     def parse(self) -> list[Request]:
