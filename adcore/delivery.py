@@ -35,10 +35,15 @@ from adcore.render import CompiledDecision, compile_decision
 from adcore.state import State
 from adcore.tokens import COOKIE_PREFIX, FrequencyCookies, KeyRing, Tokens
 
-# Distinct User-Agent, Accept-Language and X-Country together: some tens of thousands on a large site.
-PROFILES_MAX = 65_536
-# Addresses come and go; each is some 200 bytes.
+# Distinct User-Agent, Accept-Language and X-Country together: some tens of thousands on a large site. Longer ones are
+# not worth the memory; browsers' are 250 bytes.
+PROFILES_MAX = 32_768
+VALUES_BYTES_MAX = 1024
+# Addresses come and go; each is some 300 bytes.
 NETWORKS_MAX = 65_536
+ADDRESS_BYTES_MAX = 64
+# As many as plain requests are told apart by their field names.
+PLACES_MAX = 512
 # Slots times alike visitors, a kilobyte each.
 CASES_MAX = 16_384
 
@@ -320,7 +325,7 @@ class Delivery:
             found = found._replace(country=None, real_ip=None)
         if names is not None:
             known = self._places[trusted]
-            if len(known) >= PROFILES_MAX:
+            if len(known) >= PLACES_MAX:
                 known.clear()
             known[names] = found
         return found
@@ -330,9 +335,10 @@ class Delivery:
         if values[2] is None and self._country_of is not None:
             return self._profile(user_agent, accept_language, self._country_of(_text(address)))
         profile = self._profile(user_agent, accept_language, parse_country(country))
-        if len(self._profiles_by_values) >= PROFILES_MAX:
-            self._profiles_by_values.clear()
-        self._profiles_by_values[values] = profile
+        if len(user_agent) + len(accept_language) + len(country) <= VALUES_BYTES_MAX:
+            if len(self._profiles_by_values) >= PROFILES_MAX:
+                self._profiles_by_values.clear()
+            self._profiles_by_values[values] = profile
         return profile
 
     def _profile(self, user_agent: str, accept_language: str, country: str) -> Profile:
@@ -352,9 +358,11 @@ class Delivery:
         if not address:
             return self._nobody
         text = truncate_ip(_text(address))
-        if len(self._networks) >= NETWORKS_MAX:
-            self._networks.clear()
-        network = self._networks[address] = Network(text, self.queue.form.fields({"ip": text}))
+        network = Network(text, self.queue.form.fields({"ip": text}))
+        if len(address) <= ADDRESS_BYTES_MAX:
+            if len(self._networks) >= NETWORKS_MAX:
+                self._networks.clear()
+            self._networks[address] = network
         return network
 
     def _described(self, request: Request, visitor: Visitor) -> tuple[Profile, Network, Places]:

@@ -92,7 +92,7 @@ def test_forgetting_changes_no_answer_and_no_record(tmp_path: Path, monkeypatch:
     outcomes = []
     for bound in (None, 2):
         if bound is not None:
-            for name in ("PROFILES_MAX", "NETWORKS_MAX", "CASES_MAX"):
+            for name in ("PROFILES_MAX", "NETWORKS_MAX", "CASES_MAX", "PLACES_MAX"):
                 monkeypatch.setattr(f"adcore.delivery.{name}", bound)
             for name in ("ASKED_MAX", "HEADS_MAX"):
                 monkeypatch.setattr(f"adcore.handlers.{name}", bound)
@@ -117,6 +117,17 @@ def test_forgetting_changes_no_answer_and_no_record(tmp_path: Path, monkeypatch:
     assert outcomes[0] == outcomes[1]
     assert len(outcomes[0][1]) == 900
     assert {record.placement for record in outcomes[0][1]} == {"side", "foot"}
+
+
+def test_what_is_too_long_to_be_worth_it_is_not_kept(tmp_path: Path) -> None:
+    process = Process(tmp_path, campaign("a"))
+    delivery = process.handlers.delivery
+    for _ in range(2):
+        process.ask(User_Agent="x" * 2000, X_Real_IP="1" * 100)
+        assert not delivery._profiles_by_values
+        assert not delivery._networks
+    process.ask(User_Agent="x", X_Real_IP="192.0.2.1")
+    assert len(delivery._profiles_by_values) == len(delivery._networks) == 1
 
 
 def test_the_records_say_what_was_asked(tmp_path: Path) -> None:

@@ -16,11 +16,12 @@ import httptools
 
 from adcore.http1.request import HOST, FieldNames, Limits, Request, RequestLine
 
-# Request lines, sequences of field names, and hosts remembered, each. Far above what a site has; the rest is a client
-# that makes them up.
+# Request lines and hosts remembered, each. Far above what a site has; the rest is a client that makes them up.
 KNOWN_MAX = 4096
 # Longer ones are not worth the memory.
 KNOWN_BYTES_MAX = 1024
+# Sequences of field names remembered: browsers have some dozens, and each may be as large as a request.
+NAMES_MAX = 512
 
 BLANK_LINE = b"\r\n\r\n"
 _PLAIN_LINE = re.compile(rb"(GET|HEAD) (/[!\"$-~]*) HTTP/1\.1")
@@ -51,7 +52,7 @@ class Vocabulary:
 
     def learn_names(self, names: tuple[bytes, ...]) -> FieldNames:
         known = FieldNames(names)
-        if len(self.names) >= KNOWN_MAX:
+        if len(self.names) >= NAMES_MAX:
             self.names.clear()
         self.names[names] = known
         return known

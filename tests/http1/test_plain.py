@@ -7,7 +7,7 @@ from pathlib import Path
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from adcore.http1.plain import KNOWN_MAX, PlainReader, Vocabulary
+from adcore.http1.plain import KNOWN_MAX, NAMES_MAX, PlainReader, Vocabulary
 from adcore.http1.request import Limits, Request, RequestParser
 
 CORPUS = Path(__file__).parents[3] / "shared/corpora/http_requests.jsonl"
@@ -108,6 +108,7 @@ def test_limits_hold_for_plain_requests() -> None:
 
 def test_what_is_learnt_is_bounded() -> None:
     vocabulary = Vocabulary()
+    assert KNOWN_MAX % NAMES_MAX == 0
     for number in range(KNOWN_MAX + 10):
         data = b"GET /%d HTTP/1.1\r\nHost: h%d\r\nX-%d: 1\r\n\r\n" % (number, number, number)
         request = read_plainly(data, vocabulary)
