@@ -14,7 +14,7 @@ import pytest
 from adcore.deliverylog.queue import RecordQueue
 from adcore.deliverylog.reader import Damage, read_records
 from adcore.deliverylog.record import FORMS, AnyRecord
-from adcore.deliverylog.writer import LogWriter
+from adcore.deliverylog.writer import LogWriter, open_log
 from adcore.errors import StartError
 from tests.records import click, view
 
@@ -356,6 +356,21 @@ def test_a_torn_record_takes_no_other_with_it_when_the_form_changes(tmp_path: Pa
         path.write_bytes(whole + whole[:length])
         run(main())
         assert [item for item in read(path) if not isinstance(item, Damage)] == [click(1), click(2), click(3)], length
+
+
+def test_a_record_that_just_fits_is_taken() -> None:
+    data = FORMS["json"].encode(click(1))
+    assert RecordQueue(len(data), FORMS["json"]).put(click(1))
+    assert not RecordQueue(len(data) - 1, FORMS["json"]).put(click(1))
+
+
+def test_the_log_is_not_for_everybody(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        os.close(open_log(tmp_path / "log"))
+    finally:
+        os.umask(before)
+    assert (tmp_path / "log").stat().st_mode & 0o777 == 0o640
 
 
 def test_a_pipe_that_nobody_reads_is_refused_at_once(tmp_path: Path) -> None:

@@ -245,13 +245,15 @@ def test_a_table_that_lost_most_of_its_creatives_waits_for_a_second_look(tmp_pat
         store = FakeStore()
         process = Process(store, None, tmp_path / "rows")
         await process.look()
-        store.rows = rows(2, size=4)
-        assert await process.look() == 1
-        assert "4 creatives" in str(process.refresher.refused)
+        store.rows = rows(2, size=20)
+        assert await process.look() == 2
+        store.rows = rows(3, size=9)
+        assert await process.look() == 2
+        assert "9 creatives" in str(process.refresher.refused)
         # Another one that is small: it starts over.
-        store.rows = rows(3, size=3)
-        assert await process.look() == 1
-        assert await process.look() == 3
+        store.rows = rows(4, size=3)
+        assert await process.look() == 2
+        assert await process.look() == 4
         assert process.refresher.refused is None
 
     run(main)

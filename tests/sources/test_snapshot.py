@@ -2,6 +2,8 @@
 
 import os
 import signal
+import socket
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -156,6 +158,31 @@ def test_a_disk_that_takes_nothing_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(SourceError, match="cannot keep"):
         LastGood(tmp_path / "file" / "rows").save(ROWS)
+
+
+def test_what_does_not_speak_memcached_is_named(tmp_path: Path) -> None:
+    def answer(listener: socket.socket) -> None:
+        for reply in (
+            b"HTTP/1.1 400 Bad Request\r\n\r\n",
+            b"VALUE\r\n",
+            b"VALUE t:rows1:head 0 x\r\n",
+            b"\x00\xff\r\n",
+        ):
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(1000)
+                connection.sendall(reply)
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "socket"))
+        listener.listen()
+        thread = threading.Thread(target=answer, args=(listener,))
+        thread.start()
+        snapshot = Snapshot(f"unix:{tmp_path}/socket", "t:", "me")
+        for _ in range(4):
+            with pytest.raises(SourceError, match="memcached unix:"):
+                snapshot.head()
+        thread.join(20)
 
 
 def test_the_lock_ends_by_itself_if_its_holder_is_killed(snapshot: Snapshot, client: Client) -> None:

@@ -1,6 +1,7 @@
 """Both stores through one contract: what goes in comes out, all or nothing, and every change raises the revision."""
 
 import json
+import signal
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +17,7 @@ from adcore.sources.mysql import parse_url
 from adcore.sources.sqlstore import split_statements
 from tests.inventories import campaign, document, text_creative
 from tests.services import MariaDB
+from tests.services import mariadb as mariadb_service
 
 FULL = campaign(
     "full",
@@ -37,7 +39,7 @@ FULL = campaign(
         "key_values": {"section": ["manga", 'a"b']},
     },
     creatives=[
-        text_creative("full-2", weight=3, data={"text": "漫画 ✨ 100% \\ 'quoted'", "title": "t"}),
+        text_creative("full-2", weight=3, data={"text": "漫画 ✨🎉 100% \\ 'quoted'", "title": "t"}),
         text_creative("full-1", (728, 90), format="html", data=None, html="<b>%s</b>" * 1000, landing_url=None),
         text_creative("full-3", format="native", data={"deep": {"list": [1, 2.5, None, True]}}),
         text_creative("full-4", format="image", data=None, image_url="https://img.example.net/1.png", alt="A & B"),
@@ -371,6 +373,43 @@ def test_mysql_reconnects_after_its_connection_was_cut(mariadb: MariaDB) -> None
         store.revision()
     assert store.revision().number == 0
     store.close()
+
+
+def test_a_mysql_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("CONNECT_TIMEOUT_S", "READ_TIMEOUT_S"):
+        monkeypatch.setattr(f"adcore.sources.mysql.{name}", 1)
+    with mariadb_service(tmp_path) as service:
+        url = service.create("hung")
+        connected, fresh = open_store(url), open_store(url)
+        connected.migrate()
+        service.signal(signal.SIGSTOP)
+        for store in (connected, fresh):
+            with pytest.raises(SourceError, match="mysql://root@/hung"):
+                store.revision()
+        service.signal(signal.SIGCONT)
+        assert connected.revision().number == 0
+
+
+def test_mysql_takes_one_statement_at_a_time(mariadb: MariaDB) -> None:
+    store = open_store(mariadb.create("several"))
+    with pytest.raises(Exception, match="error in your SQL syntax"):
+        store.query("SELECT 1 AS a; DROP DATABASE several")  # type: ignore[attr-defined]
+    store.close()
+
+
+def test_sqlite_holds_references_and_lets_readers_be(tmp_path: Path) -> None:
+    store = open_store(f"sqlite:///{tmp_path}/ads.db")
+    store.migrate()
+    assert store.query("PRAGMA foreign_keys") == [{"foreign_keys": 1}]  # type: ignore[attr-defined]
+    assert store.query("PRAGMA journal_mode") == [{"journal_mode": "wal"}]  # type: ignore[attr-defined]
+    store.close()
+
+
+def test_a_missing_alt_is_an_empty_one(store: Store) -> None:
+    put(store, parse_inventory(document(campaign("a"))))
+    sql(store, "UPDATE creatives SET alt = NULL")
+    (found,) = parse_inventory(store.load().document).campaigns
+    assert found.creatives[0].alt == ""
 
 
 def test_a_missing_table_says_what_to_run(mariadb: MariaDB) -> None:
