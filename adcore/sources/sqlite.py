@@ -2,6 +2,7 @@
 
 import os
 import sqlite3
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -124,8 +125,7 @@ class SqliteStore:
         )
         try:
             connection.text_factory = bytes
-            # With it readers never wait for a writer, nor a writer for readers.
-            connection.execute("PRAGMA journal_mode = WAL")
+            _use_wal(connection)
             connection.execute("PRAGMA foreign_keys = ON")
             status = os.stat(self.path)
         except BaseException:
@@ -146,3 +146,17 @@ class SqliteStore:
         if not self.path.parent.is_dir():
             return f"; there is no directory {self.path.parent}"
         return "" if self.path.exists() else "; adctl apply makes a new store"
+
+
+def _use_wal(connection: sqlite3.Connection) -> None:
+    """With a write-ahead log readers never wait for a writer, nor a writer for readers."""
+    deadline_monotonic = time.monotonic() + BUSY_TIMEOUT_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            # For this change, which is made once in a file's life, SQLite itself does not wait its turn.
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline_monotonic:
+                raise
+            time.sleep(0.01)
