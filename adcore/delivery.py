@@ -24,12 +24,11 @@ from adcore.core.calendar import Calendar, Moment
 from adcore.core.decision import NOBODY, Eligible, NoAd, draw, find_eligible
 from adcore.core.facts import Facts, parse_accept_language, parse_country, parse_user_agent, truncate_ip
 from adcore.core.frequency import History, Seen, campaign_key, capped
-from adcore.core.pacing import is_limited
 from adcore.core.reason import Reason
 from adcore.counters import Counters
 from adcore.deliverylog.queue import RecordQueue
 from adcore.deliverylog.record import Unfilled
-from adcore.http1.request import FieldNames, Request
+from adcore.http1.request import Request
 from adcore.query import Query, QueryError, Visitor
 from adcore.render import CompiledDecision, compile_decision
 from adcore.state import State
@@ -42,8 +41,6 @@ VALUES_BYTES_MAX = 1024
 # Addresses come and go; each is some 300 bytes.
 NETWORKS_MAX = 65_536
 ADDRESS_BYTES_MAX = 64
-# As many as plain requests are told apart by their field names.
-PLACES_MAX = 512
 # Slots times alike visitors, a kilobyte each.
 CASES_MAX = 16_384
 
@@ -68,17 +65,6 @@ class Network(NamedTuple):
 
     text: str
     field: bytes
-
-
-class Places(NamedTuple):
-    """How a request's header names are written; None for those that are not there or must not be believed."""
-
-    user_agent: bytes | None
-    accept_language: bytes | None
-    country: bytes | None
-    real_ip: bytes | None
-    cookie: bytes | None
-    gpc: bytes | None
 
 
 class Slot:
@@ -133,7 +119,7 @@ class Case:
 class Shown:
     """An ad of the table, ready to be shown."""
 
-    __slots__ = ("answer", "campaign_key", "delivered", "is_limited", "packed", "token_name")
+    __slots__ = ("answer", "campaign_key", "delivered", "packed", "token_name")
 
     def __init__(self, ad: Ad, answer: CompiledDecision, counters: Counters, tokens: Tokens, packed: bytes) -> None:
         self.answer = answer
@@ -141,7 +127,6 @@ class Shown:
         """What the records of this ad share."""
         self.token_name = tokens.name(ad.placement.id, ad.creative.id)
         self.delivered = counters.of(ad.campaign.id)
-        self.is_limited = is_limited(ad.campaign)
         self.campaign_key = campaign_key(ad.campaign.id) if ad.campaign.frequency_cap is not None else None
         """None when nobody needs to remember having seen it."""
 
@@ -175,12 +160,11 @@ class Delivery:
         self._trusted_peers = config.trusted_peers
         self.calendar = calendar
         self.queue = queue
+        self._keep = queue.impressions.append
         self._country_of = country_of
         self.host = host
         self._impression_ids = impression_ids
 
-        self._places: tuple[dict[FieldNames, Places], dict[FieldNames, Places]] = ({}, {})
-        """For peers that are not trusted, and for those that are."""
         self._profiles_by_values: dict[tuple[bytes | None, bytes | None, bytes | None], Profile] = {}
         self._profiles: dict[tuple[str, str, str, tuple[str, ...], bool], Profile] = {}
         self._networks: dict[str | bytes, Network] = {}
@@ -196,25 +180,25 @@ class Delivery:
         """Decide every slot, and unless the request is a HEAD keep what was decided. Raises QueryError."""
         now = request.time
         state = self.state
-        queue = self.queue
         if table is not self._table:
             self._use(table)
         counters = state.counters
         held = counters.held
         visitor = query.visitor
-        profile, network, places = self._who(request) if visitor is None else self._described(request, visitor)
+        profile, network = self._who(request) if visitor is None else self._described(request, visitor)
         counts = request.line.method != b"HEAD"
 
         user, user_field = "", self._no_user
         history: History = ()
         cookies: Sequence[str] = ()
-        keeps_cookies = request.fields.get(places.gpc) is None or not _is_private(request)  # type: ignore[arg-type]
+        # Global Privacy Control: nothing is read from or kept in this browser.
+        keeps_cookies = request.headers.get(b"sec-gpc") != b"1"
         if query.user:
             user = self.user_hash(query.user)
-            user_field = queue.form.fields({"user": user})
+            user_field = self.queue.form.fields({"user": user})
             history = state.memory.history(user)
         elif keeps_cookies:
-            header = request.fields.get(places.cookie)  # type: ignore[arg-type]
+            header = request.headers.get(b"cookie")
             if header is not None and _COOKIE_PREFIX in header:
                 history, cookies = self._cookies.read(header)
         over_cap = capped(history, table.caps, now) if history else NOBODY
@@ -261,15 +245,9 @@ class Delivery:
                 state.statistics.add_filled(slot.placement, 1, eligible.dropped)
                 if eligible is not case.eligible:
                     of_visitor = self._pack_visitor(case.facts, case.moment, eligible.excluded)
-            queue.append(
-                "impression",
-                queue.form.impression(shown.packed, of_visitor, network.field, user_field, chance, now, impression_id),
-            )
+            self._keep((shown.packed, of_visitor, network.field, user_field, chance, now, impression_id))
             if not profile.bot:
-                if shown.is_limited:
-                    counters.count_impression(ad.campaign, self.calendar.moment(now))
-                else:
-                    counters.count_unlimited(shown.delivered, case.moment.day)
+                counters.count_impression(shown.delivered, case.moment.day, now)
                 if shown.campaign_key is not None:
                     seen.append(Seen(shown.campaign_key, int(now), 1))
         set_cookies: Sequence[str] = ()
@@ -283,7 +261,7 @@ class Delivery:
 
     def visit(self, request: Request) -> tuple[Profile, str]:
         """Who follows a link: the profile and the truncated address."""
-        profile, network, _ = self._who(request)
+        profile, network = self._who(request)
         return profile, network.text
 
     def user_hash(self, user: str) -> str:
@@ -292,43 +270,14 @@ class Delivery:
 
     # The visitor
 
-    def _who(self, request: Request) -> tuple[Profile, Network, Places]:
+    def _who(self, request: Request) -> tuple[Profile, Network]:
         """The visitor that the headers speak of."""
-        names = request.names
-        places = self._places[request.trusted].get(names) if names is not None else None
-        if places is None:
-            places = self._find_places(names, request.trusted)
-        value: Callable[[bytes | None], bytes | None] = request.fields.get  # type: ignore[assignment]
-        # dict.get finds nothing under None, which stands for a header that is not there.
-        values = (value(places.user_agent), value(places.accept_language), value(places.country))
-        address: str | bytes = value(places.real_ip) or self._client_ip(request)
-        network = self._networks.get(address) or self._find_network(address)
-        profile = self._profiles_by_values.get(values)
-        if profile is None or (values[2] is None and self._country_of is not None):
-            profile = self._find_profile(values, address)
-        return profile, network, places
-
-    def _find_places(self, names: FieldNames | None, trusted: bool) -> Places:
-        if names is None:  # not a plain request: its names are in lower case
-            here = (b"user-agent", b"accept-language", b"x-country", b"x-real-ip", b"cookie", b"sec-gpc")
-            found = Places(*here)
-        else:
-            found = Places(
-                names.find(b"user-agent"),
-                names.find(b"accept-language"),
-                names.find(b"x-country"),
-                names.find(b"x-real-ip"),
-                names.find(b"cookie"),
-                names.find(b"sec-gpc"),
-            )
-        if not trusted:
-            found = found._replace(country=None, real_ip=None)
-        if names is not None:
-            known = self._places[trusted]
-            if len(known) >= PLACES_MAX:
-                known.clear()
-            known[names] = found
-        return found
+        header = request.headers.get
+        country = header(b"x-country") if request.trusted else None
+        values = (header(b"user-agent"), header(b"accept-language"), country)
+        address = (header(b"x-real-ip") if request.trusted else None) or self._client_ip(request)
+        profile = self._profiles_by_values.get(values) or self._find_profile(values, address)
+        return profile, self._networks.get(address) or self._find_network(address)
 
     def _find_profile(self, values: tuple[bytes | None, bytes | None, bytes | None], address: str | bytes) -> Profile:
         user_agent, accept_language, country = ((value or b"").decode("latin-1") for value in values)
@@ -365,21 +314,21 @@ class Delivery:
             self._networks[address] = network
         return network
 
-    def _described(self, request: Request, visitor: Visitor) -> tuple[Profile, Network, Places]:
+    def _described(self, request: Request, visitor: Visitor) -> tuple[Profile, Network]:
         """The visitor that a server-side caller speaks of, with the request's own headers for what it leaves out."""
         if (visitor.ip is not None or visitor.country is not None) and not request.trusted:
             raise QueryError("visitor.ip and visitor.country are taken from trusted peers only")
-        profile, network, places = self._who(request)
+        profile, network = self._who(request)
         address: str | bytes = self._client_ip(request)
         if visitor.ip is not None:
             address = visitor.ip
             network = self._find_network(address)
 
         def header(name: bytes) -> str:
-            return (request.get(name) or b"").decode("latin-1")
+            return request.headers.get(name, b"").decode("latin-1")
 
         country = visitor.country
-        if country is None and request.trusted and request.get(b"x-country") is not None:
+        if country is None and request.trusted and b"x-country" in request.headers:
             country = header(b"x-country")
         if country is not None:
             country = parse_country(country)
@@ -390,16 +339,16 @@ class Delivery:
             header(b"accept-language") if visitor.accept_language is None else visitor.accept_language,
             country,
         )
-        return profile, network, places
+        return profile, network
 
     def _client_ip(self, request: Request) -> str:
         """The peer, or behind trusted proxies the nearest address that is not one of them."""
         if not request.trusted:
             return request.peer
-        real_ip = request.get(b"x-real-ip")
+        real_ip = request.headers.get(b"x-real-ip")
         if real_ip is not None:
             return real_ip.decode("latin-1").strip()
-        for hop in reversed((request.get(b"x-forwarded-for") or b"").decode("latin-1").split(",")):
+        for hop in reversed(request.headers.get(b"x-forwarded-for", b"").decode("latin-1").split(",")):
             text = hop.strip()
             try:
                 address = ip_address(text)
@@ -517,11 +466,6 @@ class Delivery:
         # Callers can make names up, so those of no placement share one row.
         known = refusal.placement if refusal.placement in self._table.placements else ""
         self.state.statistics.add_unfilled(known, refusal)
-
-
-def _is_private(request: Request) -> bool:
-    """Global Privacy Control: nothing is read from or kept in this browser."""
-    return request.get(b"sec-gpc") == b"1"
 
 
 def _text(address: str | bytes) -> str:

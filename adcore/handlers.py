@@ -81,7 +81,7 @@ class Handlers:
             answer = self.not_allowed
         asked = Asked(answer, self.statistics.requests_of(name))
         # Each link is followed once or twice; and only the lines of plain requests are shared.
-        kept = name not in ("click", "view") and request.names is not None
+        kept = name not in ("click", "view") and request.plain
         if name in ("decision", "frame") and line.method != b"POST":
             try:
                 asked.query = parse_query(line.query)
@@ -180,7 +180,7 @@ class Handlers:
                 profile, ip = self.delivery.visit(request)
                 self.queue.put(Click(**self._event(table, token, campaign.id, profile, ip, now)))
                 if not profile.bot:
-                    self.state.counters.count_click(campaign, self.calendar.moment(now))
+                    self.state.counters.count_click(self.state.counters.of(campaign.id), self.calendar.moment(now))
             else:
                 self.statistics.clicks_repeated += 1
         location = landing_location(creative, token.impression_id)
@@ -252,7 +252,7 @@ class Handlers:
 
     def _cors(self, request: Request) -> tuple[tuple[str, str], ...]:
         """Lets pages of the configured origins read the answer; others of the same origin need no leave."""
-        origin = (request.get(b"origin") or b"").decode("latin-1")
+        origin = request.headers.get(b"origin", b"").decode("latin-1")
         if origin in self.cors_origins:
             return (
                 ("Access-Control-Allow-Origin", origin),

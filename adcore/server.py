@@ -153,6 +153,7 @@ class Server:
                 self._make_handlers(config, keyring, self.calendar),
                 Limits(request_s=config.header_timeout, idle_s=config.idle_timeout),
                 config.trusted_peers,
+                before_answers=self.queue.commit,
             )
             await self._serve(listener, control_listener)
         return 0

@@ -5,7 +5,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from adcore.core.adtable import AdTable, build_table
-from adcore.core.calendar import Calendar
+from adcore.core.calendar import Calendar, Moment
 from adcore.core.reason import Reason
 from adcore.counterfile import CounterFile
 from adcore.counters import Counters
@@ -29,6 +29,10 @@ def table(**fields: object) -> AdTable:
     return built
 
 
+def count_impression(counters: Counters, moment: Moment) -> None:
+    counters.count_impression(counters.of("c"), moment.day, moment.time)
+
+
 def test_a_goal_of_10_is_held_at_10() -> None:
     """Revive Adserver #306: a goal of 10 that delivered 70."""
     counters = Counters(Calendar(UTC))
@@ -37,7 +41,7 @@ def test_a_goal_of_10_is_held_at_10() -> None:
     counters.use(built, moment)
     for _ in range(10):
         assert counters.held == {}
-        counters.count_impression(built.campaigns["c"], moment)
+        count_impression(counters, moment)
     assert counters.held == {"c": Reason.GOAL_REACHED}
 
 
@@ -45,7 +49,7 @@ def test_a_daily_cap_ends_with_the_day_of_the_sites_zone() -> None:
     counters = Counters(Calendar(ZONE))
     built = table(daily_cap={"clicks": 1})
     counters.use(built, counters.calendar.moment(EVENING))
-    counters.count_click(built.campaigns["c"], counters.calendar.moment(EVENING))
+    counters.count_click(counters.of("c"), counters.calendar.moment(EVENING))
     assert counters.held == {"c": Reason.DAILY_CAP}
     counters.turn(counters.calendar.moment(EVENING + 0.5))
     assert counters.held == {"c": Reason.DAILY_CAP}
@@ -59,12 +63,12 @@ def test_the_first_delivery_after_midnight_counts_for_the_new_day() -> None:
     counters = Counters(Calendar(ZONE))
     built = table(daily_cap={"impressions": 2})
     counters.use(built, counters.calendar.moment(EVENING))
-    counters.count_impression(built.campaigns["c"], counters.calendar.moment(EVENING))
+    count_impression(counters, counters.calendar.moment(EVENING))
     after = counters.calendar.moment(EVENING + 2)
-    counters.count_impression(built.campaigns["c"], after)
+    count_impression(counters, after)
     assert counters.held == {}
     assert counters.of("c").impressions_today == 1
-    counters.count_click(built.campaigns["c"], counters.calendar.moment(EVENING + 86_402))
+    counters.count_click(counters.of("c"), counters.calendar.moment(EVENING + 86_402))
     assert (counters.of("c").impressions_today, counters.of("c").clicks_today) == (0, 1)
 
 
@@ -77,7 +81,7 @@ def test_a_campaign_ahead_of_its_line_waits_until_the_line_has_caught_up() -> No
         ends_at="1970-01-01T00:10:00Z",
     )
     counters.use(built, counters.calendar.moment(30))
-    counters.count_impression(built.campaigns["c"], counters.calendar.moment(30))
+    count_impression(counters, counters.calendar.moment(30))
     assert counters.held == {"c": Reason.AHEAD_OF_SCHEDULE}
     counters.turn(counters.calendar.moment(59))
     assert counters.held == {"c": Reason.AHEAD_OF_SCHEDULE}
@@ -91,7 +95,7 @@ def test_held_is_replaced_and_never_changed() -> None:
     moment = counters.calendar.moment(0)
     counters.use(built, moment)
     before = counters.held
-    counters.count_impression(built.campaigns["c"], moment)
+    count_impression(counters, moment)
     assert before == {}
     after = counters.held
     counters.turn(moment)
@@ -103,7 +107,7 @@ def test_a_new_goal_is_held_against_what_was_delivered_before() -> None:
     moment = counters.calendar.moment(0)
     counters.use(table(), moment)
     for _ in range(5):
-        counters.count_impression(table().campaigns["c"], moment)
+        count_impression(counters, moment)
     counters.use(table(goal={"impressions": 5}), moment)
     assert counters.held == {"c": Reason.GOAL_REACHED}
 
@@ -113,7 +117,7 @@ def test_counts_survive_a_restart(tmp_path: Path) -> None:
     built = table(goal={"impressions": 2})
     moment = counters.calendar.moment(0)
     counters.use(built, moment)
-    counters.count_impression(built.campaigns["c"], moment)
+    count_impression(counters, moment)
     file = CounterFile(tmp_path / "counts.json")
     assert file.lock()
     assert file.load() == {}
@@ -123,25 +127,24 @@ def test_counts_survive_a_restart(tmp_path: Path) -> None:
     again = Counters(Calendar(UTC))
     again.rebase({}, CounterFile(tmp_path / "counts.json").load())
     again.use(built, moment)
-    again.count_impression(built.campaigns["c"], moment)
+    count_impression(again, moment)
     assert again.held == {"c": Reason.GOAL_REACHED}
 
 
 def test_a_successor_takes_over_what_its_predecessor_delivered_while_draining(tmp_path: Path) -> None:
-    built = table()
     old, new = CounterFile(tmp_path / "counts.json"), CounterFile(tmp_path / "counts.json")
     first, second = Counters(Calendar(UTC)), Counters(Calendar(UTC))
     moment = first.calendar.moment(0)
-    first.count_impression(built.campaigns["c"], moment)
+    count_impression(first, moment)
     assert old.lock()
     old.save(first.to_state())
 
     assert not new.lock()
     started_from = new.load()
     second.rebase({}, started_from)
-    second.count_impression(built.campaigns["c"], moment)
+    count_impression(second, moment)
     for _ in range(3):
-        first.count_impression(built.campaigns["c"], moment)
+        count_impression(first, moment)
     old.save(first.to_state())
     old.close()
 

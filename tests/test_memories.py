@@ -19,7 +19,7 @@ from adcore.deliverylog.queue import RecordQueue
 from adcore.deliverylog.reader import read_records
 from adcore.deliverylog.record import FORMS, Impression, Unfilled
 from adcore.handlers import Handlers
-from adcore.http1.plain import PlainReader, Vocabulary
+from adcore.http1.plain import PlainReader
 from adcore.http1.request import Limits, Request
 from adcore.state import State
 from adcore.tokens import KeyRing
@@ -50,7 +50,8 @@ class Process:
             impression_ids=ids,
         )
         self.handlers = Handlers(config, delivery)
-        self.reader = PlainReader(Vocabulary(), Limits(), Request(trusted=True))
+        self.reader = PlainReader(Limits())
+        self.request = Request(trusted=True, plain=True)
         self.revision = 0
         self.use(*campaigns)
 
@@ -62,13 +63,14 @@ class Process:
 
     def ask(self, target: str = "/v1/decision?placement=side", now: float = NOW, **headers: str) -> bytes:
         lines = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items())
-        request = self.reader.read(f"GET {target} HTTP/1.1\r\nHost: a\r\n{lines}\r\n".encode())
-        assert request is not None
-        request.time = now
-        return self.handlers(request).body
+        assert self.reader.read(f"GET {target} HTTP/1.1\r\nHost: a\r\n{lines}\r\n".encode(), self.request)
+        self.request.time = now
+        body = self.handlers(self.request).body
+        self.queue.commit()
+        return body
 
     def records(self) -> list[Impression | Unfilled]:
-        data = b"".join(record for _, record in self.queue.take(1 << 30))
+        data = b"".join(record for batch in self.queue.take(1 << 30) for record in batch.records)
         return [record for record in read_records(io.BytesIO(data)) if isinstance(record, Impression | Unfilled)]
 
 
@@ -92,7 +94,7 @@ def test_forgetting_changes_no_answer_and_no_record(tmp_path: Path, monkeypatch:
     outcomes = []
     for bound in (None, 2):
         if bound is not None:
-            for name in ("PROFILES_MAX", "NETWORKS_MAX", "CASES_MAX", "PLACES_MAX"):
+            for name in ("PROFILES_MAX", "NETWORKS_MAX", "CASES_MAX"):
                 monkeypatch.setattr(f"adcore.delivery.{name}", bound)
             for name in ("ASKED_MAX", "HEADS_MAX"):
                 monkeypatch.setattr(f"adcore.handlers.{name}", bound)

@@ -5,6 +5,8 @@ ahead of its line waits until the line has caught up. A flight without both date
 is delivered as soon as possible.
 """
 
+from math import inf
+
 from adcore.core.inventory import Campaign
 from adcore.core.reason import Reason
 
@@ -64,6 +66,29 @@ def hold(campaign: Campaign, delivered: Delivered, now: float, day: tuple[float,
             ):
                 return Reason.AHEAD_OF_SCHEDULE
     return None
+
+
+def impressions_until_hold(campaign: Campaign, delivered: Delivered, now: float, day: tuple[float, float]) -> float:
+    """With how many more impressions `hold` can first have something against a campaign that may be shown at `now`.
+
+    Clicks aside, and for the local day that `day` is: a line only rises as time passes. `inf` when nothing limits them.
+    """
+    left = inf
+    goal, cap = campaign.goal, campaign.daily_cap
+    if goal is not None and goal.impressions is not None:
+        left = goal.impressions - delivered.impressions
+        if campaign.pacing == "even" and campaign.starts_at is not None and campaign.ends_at is not None:
+            flown = _share(now, campaign.starts_at.timestamp(), campaign.ends_at.timestamp())
+            left = min(left, _until_ahead(goal.impressions, delivered.impressions, flown))
+    if cap is not None and cap.impressions is not None:
+        left = min(left, cap.impressions - delivered.impressions_today)
+        if campaign.pacing == "even":
+            left = min(left, _until_ahead(cap.impressions, delivered.impressions_today, _share(now, *day)))
+    return left
+
+
+def _until_ahead(wanted: int, delivered: int, share: float) -> int:
+    return int(wanted * share) - delivered + 1
 
 
 def _reached(impressions_max: int | None, clicks_max: int | None, impressions: int, clicks: int) -> bool:

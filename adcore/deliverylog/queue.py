@@ -2,62 +2,91 @@
 
 from collections import Counter, deque
 from collections.abc import Callable
+from typing import NamedTuple
 
-from adcore.deliverylog.record import AnyRecord, Form, type_of
+from adcore.deliverylog.record import AnyRecord, Form, Impressed, type_of
 
-Waiting = tuple[str, bytes]
-"""The type of a record, and the record as it will be written."""
+
+class Batch(NamedTuple):
+    """Records of one type, as they will be written."""
+
+    kind: str
+    records: list[bytes]
 
 
 class RecordQueue:
-    """Records as the bytes that will be written. `put` and `append` are called on the request path and never wait.
+    """Records as the bytes that will be written. Nothing here ever waits.
+
+    Impressions are many: the request path appends what they say to `impressions`, and `commit` encodes those of one
+    turn of the event loop together, before their answers leave. All others are encoded by `put`.
 
     When a record does not fit it is dropped, and counted by its type: the oldest are kept, since each of them was
     promised first.
     """
 
-    __slots__ = ("_is_empty", "_taken", "_waiting", "bytes", "bytes_high", "bytes_max", "dropped", "form", "on_first")
+    __slots__ = (
+        "_accepted",
+        "_count",
+        "_waiting",
+        "bytes",
+        "bytes_high",
+        "bytes_max",
+        "dropped",
+        "form",
+        "impressions",
+        "on_first",
+    )
 
     def __init__(self, bytes_max: int, form: Form) -> None:
         self.bytes_max = bytes_max
         self.form = form
+        self.impressions: list[Impressed] = []
         self.bytes = 0
         self.bytes_high = 0
         """The most that ever waited."""
         self.dropped: Counter[str] = Counter()
         self.on_first: Callable[[], None] | None = None
         """Called when a record enters the empty queue."""
-        self._is_empty = True
-        self._taken: Counter[str] = Counter()
-        self._waiting: deque[Waiting] = deque()
+        self._accepted: Counter[str] = Counter()
+        self._count = 0
+        self._waiting: deque[Batch] = deque()
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return self._count
 
     @property
     def accepted(self) -> Counter[str]:
         """How many were taken in, by type."""
-        return self._taken + Counter(kind for kind, _ in self._waiting)
+        return self._accepted.copy()
 
     def put(self, record: AnyRecord) -> bool:
         """Whether the record was taken."""
-        return self.append(type_of(record), self.form.encode(record))
+        return self._append(Batch(type_of(record), [self.form.encode(record)])) == 1
 
-    def append(self, kind: str, data: bytes) -> bool:
-        """The same for a record that is encoded already."""
-        size = self.bytes + len(data)
-        if size > self.bytes_max:
+    def commit(self) -> None:
+        """Take in the impressions."""
+        if self.impressions:
+            self._append(Batch("impression", self.form.impressions(self.impressions)))
+            self.impressions.clear()
+
+    def _append(self, batch: Batch) -> int:
+        """How many of its records were taken, the first ones."""
+        kind, records = batch
+        size = sum(map(len, records))
+        while self.bytes + size > self.bytes_max:
+            size -= len(records.pop())
             self.dropped[kind] += 1
-            return False
-        self._waiting.append((kind, data))
-        self.bytes = size
-        if self._is_empty:
-            self._is_empty = False
-            if self.on_first is not None:
+        if records:
+            is_first = not self._count
+            self._waiting.append(batch)
+            self._count += len(records)
+            self._accepted[kind] += len(records)
+            self.bytes += size
+            if is_first and self.on_first is not None:
                 self.on_first()
-        return True
+        return len(records)
 
-    def take(self, bytes_max: int) -> list[Waiting]:
+    def take(self, bytes_max: int) -> list[Batch]:
         """Take out the oldest records, about `bytes_max` bytes of them and at least one if there is any.
 
         They stay within the queue's bound until `release` says that they are written.
@@ -65,22 +94,21 @@ class RecordQueue:
         # Between two takings the queue only grows.
         self.bytes_high = max(self.bytes_high, self.bytes)
         waiting = self._waiting
-        batch: list[Waiting] = []
+        batches: list[Batch] = []
         size = 0
         while waiting and size < bytes_max:
-            record = waiting.popleft()
-            batch.append(record)
-            size += len(record[1])
-        self._is_empty = not waiting
-        self._taken.update(kind for kind, _ in batch)
-        return batch
+            batch = waiting.popleft()
+            batches.append(batch)
+            size += sum(map(len, batch.records))
+            self._count -= len(batch.records)
+        return batches
 
     def release(self, size: int) -> None:
         """`size` bytes of what was taken are written, or dropped."""
         self.bytes -= size
 
-    def drop(self, records: list[Waiting]) -> None:
+    def drop(self, batches: list[Batch]) -> None:
         """Give up on records that were taken."""
-        for kind, data in records:
-            self.dropped[kind] += 1
-            self.release(len(data))
+        for kind, records in batches:
+            self.dropped[kind] += len(records)
+            self.release(sum(map(len, records)))

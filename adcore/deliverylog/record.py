@@ -12,7 +12,7 @@ A reader that meets anything else looks for the next magic whose length and chec
 never takes the next one with it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from struct import Struct
 from typing import Any, Protocol
 from zlib import crc32
@@ -116,12 +116,13 @@ def type_of(record: AnyRecord) -> str:
     return tag
 
 
-class Form(Protocol):
-    """One form of the log: how its records are written.
+Impressed = tuple[bytes, bytes, bytes, bytes, float, float, bytes]
+"""An impression in parts. What many share is packed once, by `Form.fields`: that of the ad (AD_FIELDS), that of alike
+visitors (VISITOR_FIELDS), `ip`, and `user`. Then its chance, time, and id."""
 
-    Impressions are written on the request path, so what many of them share is packed once, by `fields`: that of the ad
-    (AD_FIELDS), that of alike visitors (VISITOR_FIELDS), and `ip` and `user` each. `impression` puts them together.
-    """
+
+class Form(Protocol):
+    """One form of the log: how its records are written."""
 
     name: str
     lines: bool
@@ -131,9 +132,9 @@ class Form(Protocol):
 
     def fields(self, fields: Mapping[str, object]) -> bytes: ...
 
-    def impression(
-        self, of_ad: bytes, of_visitor: bytes, ip: bytes, user: bytes, chance: float, time: float, impression_id: bytes
-    ) -> bytes: ...
+    def impressions(self, impressions: Iterable[Impressed]) -> list[bytes]:
+        """A record for each, in one go, since every answer waits for it."""
+        ...
 
 
 AD_FIELDS = ("placement", "campaign", "creative", "revision", "host")
@@ -156,13 +157,9 @@ class JsonForm:
     def fields(self, fields: Mapping[str, object]) -> bytes:
         return _to_json(fields)[1:-1] + b","
 
-    def impression(
-        self, of_ad: bytes, of_visitor: bytes, ip: bytes, user: bytes, chance: float, time: float, impression_id: bytes
-    ) -> bytes:
-        return b'{"v":1,"type":"impression",%b%b%b%b"chance":%a,"time":%a,"id":"%b"}\n' % (
-            *(of_ad, of_visitor, ip, user),
-            *(chance, time, impression_id),
-        )
+    def impressions(self, impressions: Iterable[Impressed]) -> list[bytes]:
+        template = b'{"v":1,"type":"impression",%b%b%b%b"chance":%a,"time":%a,"id":"%b"}\n'
+        return [template % impressed for impressed in impressions]
 
 
 class MsgpackForm:
@@ -178,12 +175,13 @@ class MsgpackForm:
     def fields(self, fields: Mapping[str, object]) -> bytes:
         return b"".join([_pack(name) + _pack(value) for name, value in fields.items()])
 
-    def impression(
-        self, of_ad: bytes, of_visitor: bytes, ip: bytes, user: bytes, chance: float, time: float, impression_id: bytes
-    ) -> bytes:
-        numbers = _pack_numbers(b"\xa6chance\xcb", chance, b"\xa4time\xcb", time, b"\xa2id\xd9\x20")
-        payload = b"".join((_IMPRESSION, of_ad, of_visitor, ip, user, numbers, impression_id))
-        return _pack_header(MAGIC, len(payload), crc32(payload)) + payload
+    def impressions(self, impressions: Iterable[Impressed]) -> list[bytes]:
+        records = []
+        for of_ad, of_visitor, ip, user, chance, time, impression_id in impressions:
+            numbers = _pack_numbers(b"\xa6chance\xcb", chance, b"\xa4time\xcb", time, b"\xa2id\xd9\x20")
+            payload = b"".join((_IMPRESSION, of_ad, of_visitor, ip, user, numbers, impression_id))
+            records.append(_pack_header(MAGIC, len(payload), crc32(payload)) + payload)
+        return records
 
 
 FORMS: dict[str, Form] = {form.name: form for form in (JsonForm(), MsgpackForm())}

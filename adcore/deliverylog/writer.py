@@ -16,17 +16,18 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from itertools import chain
 from pathlib import Path
 
 from adcore.background import BackgroundThread
-from adcore.deliverylog.queue import RecordQueue, Waiting
+from adcore.deliverylog.queue import Batch, RecordQueue
 from adcore.errors import StartError
 
 log = logging.getLogger("adcore.deliverylog")
 
 # Large enough that the system call does not matter, small enough that a reopen or exit waits for little.
 BATCH_BYTES_MAX = 1 << 20
-# How long the first record of a batch waits for others. A way to the thread and back takes 0.1 ms of CPU, as much as
+# How long the first record waits for others. A way to the thread and back takes 0.1 ms of CPU, as much as
 # ten requests, so it must not be gone for every few of them.
 GATHER_S = 0.01
 # What an exit in a hurry leaves for the rest, and then for a write in progress.
@@ -79,7 +80,7 @@ class LogWriter:
         self._reopen_wanted = False
         self._closing = False
         self._give_up = False
-        self._batch: list[Waiting] = []
+        self._taken: list[Batch] = []
         self._data = b""
         self._offset = 0
 
@@ -146,7 +147,7 @@ class LogWriter:
         queue = self.queue
         return {
             "path": str(self.path),
-            "waiting": len(queue) + len(self._batch),
+            "waiting": len(queue) + sum(len(batch.records) for batch in self._taken),
             "waiting_bytes": queue.bytes,
             "waiting_bytes_high": queue.bytes_high,
             "waiting_bytes_max": queue.bytes_max,
@@ -160,10 +161,10 @@ class LogWriter:
             "reopen_failures": self.reopen_failures,
         }
 
-    async def _write_out(self, batch: list[Waiting]) -> None:
-        """Write the batch to its end, however often that takes, unless `close` gives up meanwhile."""
-        self._batch = batch
-        self._data = b"".join([data for _, data in batch])
+    async def _write_out(self, taken: list[Batch]) -> None:
+        """Write what was taken to its end, however often that takes, unless `close` gives up meanwhile."""
+        self._taken = taken
+        self._data = b"".join(chain.from_iterable(batch.records for batch in taken))
         self._offset = 0
         loop = asyncio.get_running_loop()
         failures = 0
@@ -188,9 +189,10 @@ class LogWriter:
                     failures = 0
                 self._offset += count
                 self.bytes_written += count
-        self.written.update(kind for kind, _ in self._batch)
+        for kind, records in self._taken:
+            self.written[kind] += len(records)
         self.queue.release(len(self._data))
-        self._batch, self._data, self._offset = [], b"", 0
+        self._taken, self._data, self._offset = [], b"", 0
 
     async def _pause(self, seconds: float) -> None:
         """Wait, or less when a reopening or the end is asked for."""
@@ -230,24 +232,28 @@ class LogWriter:
     def _rewind_to_record(self) -> None:
         """After a change of files, go on at the start of the record that was under way."""
         start = 0
-        for position, (_, data) in enumerate(self._batch):
-            if start + len(data) > self._offset:
-                self.written.update(kind for kind, _ in self._batch[:position])
-                self.queue.release(start)
-                self._batch = self._batch[position:]
-                self._data = self._data[start:]
-                break
-            start += len(data)
-        self._offset = 0
+        rest: list[Batch] = []
+        for kind, records in self._taken:
+            whole = 0
+            while whole < len(records) and start + len(records[whole]) <= self._offset:
+                start += len(records[whole])
+                whole += 1
+            if whole:
+                self.written[kind] += whole
+            if whole < len(records):
+                rest.append(Batch(kind, records[whole:]))
+        self.queue.release(start)
+        self._taken, self._data, self._offset = rest, self._data[start:], 0
 
     def _drop_rest(self) -> None:
         """Count what is left as dropped; a record that is written in part is among it."""
         self._rewind_to_record()
-        rest = self._batch + self.queue.take(self.queue.bytes_max + 1)
-        self._batch, self._data = [], b""
-        if rest:
+        rest = self._taken + self.queue.take(self.queue.bytes_max + 1)
+        self._taken, self._data = [], b""
+        count = sum(len(batch.records) for batch in rest)
+        if count:
             self.queue.drop(rest)
-            log.error("%d records could not be written to %s and are lost", len(rest), self.path)
+            log.error("%d records could not be written to %s and are lost", count, self.path)
 
 
 def describe(error: OSError) -> str:

@@ -13,12 +13,12 @@ class Histogram:
         self._coarse = [0] * 64
         """Bucket n has what took 2**(n-1) to 2**n microseconds."""
 
-    def add(self, seconds: float) -> None:
+    def add(self, seconds: float, count: int = 1) -> None:
         us = int(seconds * 1e6)
         if 0 <= us < 1000:
-            self._fine[us] += 1
+            self._fine[us] += count
         elif us > 0:  # a clock that was set back says nothing
-            self._coarse[min(us.bit_length(), 63)] += 1
+            self._coarse[min(us.bit_length(), 63)] += count
 
     def buckets_us(self) -> list[tuple[int, int]]:
         """(upper bound in microseconds, count) of the buckets that have any, in order."""

@@ -1,10 +1,12 @@
 """The connection: requests in, answers out in the same order, and never more time or memory than its limits.
 
-What arrives is parsed and answered in one go, synchronously, and leaves in one write. A plain request (plain.py) is
-answered by `data_received` itself; all that is longer or odder goes to `_receive`. No task and no future is made for a
-request or a connection; each connection has one timer, which is moved only when it would come too late. After
-an answer that ends the connection nothing more is read as a request: the rest is taken and dropped for a while, so
-that the peer gets the answer and not a reset that overtakes it (RFC 9112 9.6).
+What arrives is parsed and answered in one go, synchronously. A plain request (plain.py) is answered by `data_received`
+itself; all that is longer or odder goes to `_receive`. The answers of one turn of the event loop leave together at its
+end, so that what they were answered on (`Http1Server.before_answers`) can be kept first, in one go for all of them.
+
+No task and no future is made for a request or a connection; each connection has one timer, which is moved only when it
+would come too late. After an answer that ends the connection nothing more is read as a request: the rest is taken and
+dropped for a while, so that the peer gets the answer and not a reset that overtakes it (RFC 9112 9.6).
 
     open ──► lingering (half closed, dropping what comes) ──► gone
       └────► closing (flushing what is left) ───────────────► gone
@@ -23,7 +25,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 from typing import Any, Protocol
 
 from adcore.http1.histogram import Histogram
-from adcore.http1.plain import PlainReader, Vocabulary
+from adcore.http1.plain import PlainReader
 from adcore.http1.request import Limits, Refusal, Request, RequestParser
 from adcore.http1.response import Response, Tails, respond_error
 
@@ -87,7 +89,7 @@ class Statistics:
         self.turned_away = 0
         """Beyond Limits.connections."""
         self.latency = Histogram()
-        """From reading a request to writing its answer, of plain requests."""
+        """From the turn's first request to the leaving of its answers, for each of them."""
         self.responses = [0] * STATUS_MAX
         """By status, the connection's own included."""
         self.refused: Counter[int] = Counter()
@@ -119,22 +121,26 @@ class Http1Server:
     """Makes the protocol of each connection, as a factory for `loop.create_server`, and ends them all in order.
 
     `handler` and `trusted_peers` may be replaced while it runs: requests and connections that come later get the new
-    ones. `loop` is the running one unless given.
+    ones. `before_answers` is called before the answers of a turn leave. `loop` is the running one unless given.
     """
 
     __slots__ = (
         "_handler_error_logged_wall",
         "all_closed",
+        "answers",
+        "before_answers",
         "clock",
         "connections",
         "draining",
         "handler",
+        "idle_deadline_monotonic",
         "limits",
         "loop",
+        "now_wall",
+        "reader",
         "statistics",
         "tails",
         "trusted_peers",
-        "vocabulary",
     )
 
     def __init__(
@@ -143,10 +149,12 @@ class Http1Server:
         limits: Limits | None = None,
         trusted_peers: tuple[Network, ...] = (),
         *,
+        before_answers: Callable[[], None] = lambda: None,
         loop: Loop | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.handler = handler
+        self.before_answers = before_answers
         self.limits = limits or Limits()
         self.trusted_peers = trusted_peers
         self.loop = loop
@@ -155,11 +163,18 @@ class Http1Server:
         self.draining = False
         self.all_closed = asyncio.Event()
         """Set when the server drains and its last connection is gone."""
-        self.vocabulary = Vocabulary()
+        self.reader = PlainReader(self.limits)
         self.clock = clock
         self.tails = Tails(int(clock()))
         """The ends of heads for this second."""
         self._handler_error_logged_wall = float("-inf")
+
+        self.now_wall: float | None = None
+        """When this turn's first request was read; None before it."""
+        self.idle_deadline_monotonic = 0.0
+        """How long a connection that is answered in this turn may be idle."""
+        self.answers: list[tuple[Http1Protocol, Response]] = []
+        """Those of this turn, to plain requests."""
 
     def __call__(self) -> "Http1Protocol":
         return Http1Protocol(self)
@@ -182,12 +197,32 @@ class Http1Server:
 
     # For the connections
 
-    def current_tails(self) -> Tails:
-        """The same, after a look at the clock."""
-        now_wall = self.clock()
-        if not 0 <= now_wall - self.tails.second_wall < 1:
-            self.tails = Tails(int(now_wall))
-        return self.tails
+    def begin_turn(self) -> float:
+        """Look at the clocks, once for all requests of a turn; `now_wall`."""
+        if self.now_wall is None:
+            assert self.loop is not None
+            now_wall = self.now_wall = self.clock()
+            self.idle_deadline_monotonic = self.loop.time() + self.limits.idle_s
+            if not 0 <= now_wall - self.tails.second_wall < 1:
+                self.tails = Tails(int(now_wall))
+            # Called when all that can be read now was read, and before the loop waits again.
+            self.loop.call_soon(self.end_turn)
+        return self.now_wall
+
+    def end_turn(self) -> None:
+        """Let the answers leave. Those that a connection writes by itself come after a call of this."""
+        began_wall = self.now_wall
+        if began_wall is None:
+            return
+        self.now_wall = None
+        answers, self.answers = self.answers, []
+        self.before_answers()
+        tail = self.tails.keep
+        statuses = self.statistics.responses
+        for connection, response in answers:
+            connection.transport.write(response.head + tail + response.body)
+            statuses[response.status] += 1
+        self.statistics.latency.add(self.clock() - began_wall, len(answers))
 
     def identify_peer(self, transport: asyncio.BaseTransport) -> tuple[str, bool]:
         """The peer's IP address ("" on a unix socket), and whether it may speak for others."""
@@ -217,6 +252,8 @@ class Http1Server:
 
     def on_connection_gone(self, connection: "Http1Protocol") -> None:
         self.connections.discard(connection)
+        if self.answers:
+            self.answers = [answer for answer in self.answers if answer[0] is not connection]
         if self.draining and not self.connections:
             self.all_closed.set()
 
@@ -240,11 +277,11 @@ class Http1Protocol(asyncio.Protocol):
         "_loop",
         "_parser",
         "_phase",
-        "_reader",
+        "_request",
         "_server",
         "_timer",
         "_timer_monotonic",
-        "_transport",
+        "transport",
         # The request being read, and the answers under way
         "_at_start",
         "_dropped_bytes",
@@ -255,7 +292,8 @@ class Http1Protocol(asyncio.Protocol):
 
     _loop: Loop
     _parser: RequestParser
-    _transport: Any  # asyncio.Transport; uvloop's does not derive from it
+    _request: Request
+    transport: Any  # asyncio.Transport; uvloop's does not derive from it
 
     def __init__(self, server: Http1Server) -> None:
         self._server = server
@@ -275,15 +313,15 @@ class Http1Protocol(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         server = self._server
-        self._transport = transport
+        self.transport = transport
         loop = server.loop
         if loop is None:
             loop = server.loop = asyncio.get_running_loop()
         self._loop = loop
-        self._transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES, low=WRITE_LOW_BYTES)
+        self.transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES, low=WRITE_LOW_BYTES)
         peer, trusted = server.identify_peer(transport)
         self._parser = RequestParser(server.limits, peer, trusted)
-        self._reader = PlainReader(server.vocabulary, server.limits, Request(peer=peer, trusted=trusted))
+        self._request = Request(peer=peer, trusted=trusted, plain=True)
         server.connections.add(self)
         if len(server.connections) > server.limits.connections:
             server.statistics.turned_away += 1
@@ -295,35 +333,28 @@ class Http1Protocol(asyncio.Protocol):
         self._set_deadline(DRAIN_FIRST_REQUEST_S if server.draining else server.limits.idle_s)
 
     def data_received(self, data: bytes) -> None:
-        server = self._server
-        if self._at_start and not server.draining:
-            started_wall = server.clock()
-            request = self._reader.read(data)
-            if request is not None:
-                request.time = started_wall
-                if not 0 <= started_wall - server.tails.second_wall < 1:
-                    server.tails = Tails(int(started_wall))
+        if self._at_start:
+            server = self._server
+            request = self._request
+            if server.reader.read(data, request):
+                request.time = server.now_wall or server.begin_turn()
                 try:
                     response = server.handler(request)
                 except Exception:
-                    response = server.on_handler_error(request, started_wall)
-                if response.close or request.line.method == b"HEAD":
+                    response = server.on_handler_error(request, request.time)
+                if response.close or server.draining or request.line.method == b"HEAD":
                     self._finish(request, response)
-                    return
-                self._transport.write(response.head + server.tails.keep + response.body)
-                if self._at_start:
+                else:
+                    server.answers.append((self, response))
                     # The timer is there, and sees that its time has moved when it goes off.
-                    self._deadline_monotonic = self._loop.time() + server.limits.idle_s
-                statistics = server.statistics
-                statistics.responses[response.status] += 1
-                statistics.latency.add(server.clock() - started_wall)
+                    self._deadline_monotonic = server.idle_deadline_monotonic
                 return
         if self._phase is Phase.OPEN:
             self._receive(data)
         else:
             self._dropped_bytes += len(data)
             if self._dropped_bytes > LINGER_BYTES:
-                self._transport.abort()
+                self.transport.abort()
 
     def eof_received(self) -> bool:
         if self._phase is Phase.OPEN:
@@ -336,7 +367,7 @@ class Http1Protocol(asyncio.Protocol):
         self._write_paused = True
         self._at_start = False
         if self._phase is Phase.OPEN:
-            self._transport.pause_reading()
+            self.transport.pause_reading()
             self._set_deadline(self._server.limits.write_s)
 
     def resume_writing(self) -> None:
@@ -353,7 +384,6 @@ class Http1Protocol(asyncio.Protocol):
             self._timer = None
         self._at_start = False
         self._parser.close()
-        self._reader.close()
         self._server.on_connection_gone(self)
 
     # Draining
@@ -364,7 +394,7 @@ class Http1Protocol(asyncio.Protocol):
             self._set_deadline(DRAIN_IDLE_S)
 
     def abort(self) -> None:
-        self._transport.abort()
+        self.transport.abort()
 
     # Answering
 
@@ -372,7 +402,7 @@ class Http1Protocol(asyncio.Protocol):
         """Send an answer that has no body or ends the connection."""
         out: list[bytes] = []
         end = self._encode(request, response, True, out)
-        self._transport.write(b"".join(out))
+        self._write(out)
         if end is None:
             self._wait_for_request()
         else:
@@ -397,13 +427,13 @@ class Http1Protocol(asyncio.Protocol):
                     self._unread = rest
                     break
         if out:
-            self._transport.write(b"".join(out))
+            self._write(out)
         if end is Phase.LINGERING:
             self._linger()
         elif end is Phase.CLOSING:
             self._close()
         elif self._unread:
-            self._transport.pause_reading()
+            self.transport.pause_reading()
             if not self._write_paused:
                 self._loop.call_soon(self._read_on)
         elif not self._write_paused and (out or self._parser.begun):
@@ -419,7 +449,7 @@ class Http1Protocol(asyncio.Protocol):
             self._reads_request = False
             server = self._server
             for request in requests:
-                request.time = server.clock()
+                request.time = server.begin_turn()
                 try:
                     response = server.handler(request)
                 except Exception:
@@ -440,7 +470,7 @@ class Http1Protocol(asyncio.Protocol):
         """Put the answer into `out`; whether and how the connection ends after it."""
         server = self._server
         server.statistics.responses[response.status] += 1
-        tails = server.current_tails()
+        tails = server.tails
         ends = not request.keep_alive or response.close or (server.draining and is_last)
         out += (response.head, tails.close if ends else tails.keep_http10 if request.http10 else tails.keep)
         if request.line.method != b"HEAD":
@@ -452,40 +482,47 @@ class Http1Protocol(asyncio.Protocol):
         if self._phase is not Phase.OPEN or self._write_paused:
             return
         data, self._unread = self._unread, b""
-        self._transport.resume_reading()
+        self.transport.resume_reading()
         if data:
             self._receive(data)
 
     def _refuse(self, refusal: Refusal) -> None:
         out: list[bytes] = []
         self._encode_refusal(refusal, out)
-        self._transport.write(b"".join(out))
+        self._write(out)
 
     def _encode_refusal(self, refusal: Refusal, out: list[bytes]) -> None:
         counts = self._server.statistics
         counts.refused[refusal.status] += 1
         counts.responses[refusal.status] += 1
         response = respond_error(refusal.status, refusal.reason)
-        out += (response.head, self._server.current_tails().close)
+        self._server.begin_turn()
+        out += (response.head, self._server.tails.close)
         if not self._parser.reads_head_request:
             out.append(response.body)
+
+    def _write(self, out: list[bytes]) -> None:
+        self._server.end_turn()
+        self.transport.write(b"".join(out))
 
     # Ending
 
     def _linger(self) -> None:
         """Say that nothing more will come, and drop what the peer still sends until it has seen that."""
+        self._server.end_turn()
         self._phase = Phase.LINGERING
         self._at_start = False
         self._unread = b""
-        self._transport.write_eof()
-        self._transport.resume_reading()
+        self.transport.write_eof()
+        self.transport.resume_reading()
         self._set_deadline(self._server.limits.linger_s)
 
     def _close(self) -> None:
+        self._server.end_turn()
         self._phase = Phase.CLOSING
         self._at_start = False
         self._unread = b""
-        self._transport.close()
+        self.transport.close()
         self._set_deadline(self._server.limits.write_s)
 
     # Timers
@@ -522,13 +559,13 @@ class Http1Protocol(asyncio.Protocol):
                 self._server.statistics.timeouts["linger"] += 1
             else:
                 self._server.statistics.timeouts["write"] += 1
-            self._transport.abort()
+            self.transport.abort()
 
     def _on_deadline(self) -> None:
         timeouts = self._server.statistics.timeouts
         if self._write_paused:
             timeouts["write"] += 1
-            self._transport.abort()
+            self.transport.abort()
         elif self._reads_request:
             timeouts["request"] += 1
             self._refuse(TIMED_OUT)

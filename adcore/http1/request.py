@@ -69,42 +69,16 @@ class RequestLine:
         self.query = query
 
 
-class FieldNames:
-    """The names of a request's fields as they came, in order, each once; shared by the requests that have the same."""
-
-    __slots__ = ("_places", "connection", "host", "is_plain")
-
-    def __init__(self, names: tuple[bytes, ...]) -> None:
-        self._places = {name.lower(): name for name in names}
-        self.host = self.find(b"host")
-        self.connection = self.find(b"connection")
-        self.is_plain = len(self._places) == len(names) and FRAMING.isdisjoint(self._places)
-        """Whether no field is there twice and none that frames the message."""
-
-    def find(self, name: bytes) -> bytes | None:
-        """How the field with this lower-case name is written, None if it is not there."""
-        return self._places.get(name)
-
-    def lower(self) -> Mapping[bytes, bytes]:
-        """{lower-case name: name as it came}"""
-        return self._places
-
-
-_NO_NAMES = FieldNames(())
-
-
 class Request:
     """One request, whole.
 
     `headers` has lower-case names; repeated ones are joined with ", " (Cookie: "; "). `query` comes raw, without "?".
     `peer` is the address that the connection came from, "" on a unix socket; `trusted` says whether it may speak for
-    others (X-Forwarded-For and its like).
-
-    A plain request (plain.py) has its fields as they came in `fields`, under the names in `names`, and is good until
-    the next one of its connection; any other has no `names`, and `fields` is `headers`.
+    others (X-Forwarded-For and its like). A `plain` one (plain.py) is good until the next one of its connection, and
+    shares its line with others.
     """
 
-    __slots__ = ("body", "fields", "http10", "keep_alive", "line", "names", "peer", "time", "trusted")
+    __slots__ = ("body", "headers", "http10", "keep_alive", "line", "peer", "plain", "time", "trusted")
 
     def __init__(
         self,
@@ -117,18 +91,19 @@ class Request:
         trusted: bool = False,
         keep_alive: bool = True,
         http10: bool = False,
+        plain: bool = False,
         time: float = 0.0,
     ) -> None:
         self.line = RequestLine(method, path, query)
-        self.names: FieldNames | None = None
-        self.fields = {} if headers is None else headers
+        self.headers = {} if headers is None else headers
         self.body = body
         self.peer = peer
         self.trusted = trusted
         self.keep_alive = keep_alive
         self.http10 = http10
+        self.plain = plain
         self.time = time
-        """When it was handed to the handler, in epoch seconds."""
+        """When it was read, in epoch seconds."""
 
     @property
     def method(self) -> bytes:
@@ -141,19 +116,6 @@ class Request:
     @property
     def query(self) -> bytes:
         return self.line.query
-
-    @property
-    def headers(self) -> Mapping[bytes, bytes]:
-        if self.names is None:
-            return self.fields
-        return {lower: self.fields[name].rstrip() for lower, name in self.names.lower().items()}
-
-    def get(self, name: bytes) -> bytes | None:
-        """The value of one header, by its lower-case name."""
-        if self.names is None:
-            return self.fields.get(name)
-        place = self.names.find(name)
-        return None if place is None else self.fields[place].rstrip()
 
 
 # RFC 9110 9.3 and RFC 5789: methods whose content is the point, so one without framing is a mistake (411).

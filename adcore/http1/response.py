@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from email.utils import formatdate
 from http import HTTPStatus
 
+import msgspec
+
 # Statuses whose answer has no content, and so no Content-Length either (RFC 9110 8.6, 15.3.5, 15.4.5).
 BODILESS = frozenset({204, 304})
 # Fields that only the connection may send, since it decides framing and persistence.
@@ -28,16 +30,16 @@ _STATUS_LINES = {
 _lines: dict[tuple[str, str], bytes] = {}
 
 
-class Response:
-    """What a handler answers: `head` and `body` as described above; `close` ends the connection after it."""
+class Response(msgspec.Struct, gc=False):
+    """What a handler answers: `head` and `body` as described above; `close` ends the connection after it.
 
-    __slots__ = ("body", "close", "head", "status")
+    (A Struct is made in a third of the time of a class.)
+    """
 
-    def __init__(self, status: int, head: bytes, body: bytes, close: bool = False) -> None:
-        self.status = status
-        self.head = head
-        self.body = body
-        self.close = close
+    status: int
+    head: bytes
+    body: bytes
+    close: bool = False
 
 
 def respond(

@@ -42,6 +42,8 @@ from tests.http1.fakes import FakeLoop, FakeTransport
 
 Clock = Callable[[], float]
 
+REQUESTS_PER_TURN = 8
+"""What a loop has to read at once when it is busy: 32 connections whose client waits for each answer."""
 RECORDS_WRITTEN = 64
 """What a server at 20,000 requests/s has waiting after 3 ms."""
 STILL_TIME = 1_800_000_000.0
@@ -91,8 +93,9 @@ class Parts:
         assert not self.table.rejected
         self.state.use(self.table, self.moment)
         for campaign in self.table.campaigns.values():
+            count = self.state.counters.of(campaign.id)
             for _ in range(COUNTS_MIN):
-                self.state.counters.count_impression(campaign, self.moment)
+                self.state.counters.count_impression(count, self.moment.day, self.moment.time)
         self.keyring = KeyRing({"2026": bytes(range(32))})
         self.queue = RecordQueue(config.log_queue_bytes, FORMS[config.log_format])
         self.limits = Limits(request_s=config.header_timeout, idle_s=config.idle_timeout)
@@ -108,15 +111,19 @@ class Parts:
             impression_ids=self.ids,
         )
         self.handlers = Handlers(config, delivery)
-        self.server = Http1Server(self.handlers, self.limits, config.trusted_peers, loop=FakeLoop(), clock=clock)
+        self.server = Http1Server(
+            self.handlers,
+            self.limits,
+            config.trusted_peers,
+            before_answers=self.queue.commit,
+            loop=FakeLoop(),
+            clock=clock,
+        )
 
     def parse(self) -> list[Request]:
         """The visitors' requests, made anew: bytes remember their hash, so those that were seen would be faster."""
         parser = RequestParser(self.limits, "", True)
         return [request for number in range(VISITORS) for request in parser.feed(visitor_request(number))]
-
-    def reader(self) -> PlainReader:
-        return PlainReader(self.server.vocabulary, self.limits, Request(trusted=True))
 
     def facts(self, request: Request) -> Facts:
         who, _ = self.handlers.delivery.visit(request)
@@ -132,17 +139,19 @@ class Parts:
         """A record as the handlers make it."""
         self.drain()
         self.handlers(self.parse()[0])
-        (waiting,) = self.queue.take(1)
-        (record,) = read_records(BytesIO(waiting[1]))
+        self.queue.commit()
+        (batch,) = self.queue.take(1)
+        (record,) = read_records(BytesIO(batch.records[0]))
         assert isinstance(record, Impression)
         return record
 
 
 def parse(parts: Parts) -> Stage:
     """The bytes of a request become a Request."""
-    read = parts.reader().read
+    read = PlainReader(parts.limits).read
+    request = Request(trusted=True, plain=True)
     requests = cycle([memoryview(visitor_request(number)) for number in range(VISITORS)])
-    return Stage(lambda: read(bytes(next(requests))))
+    return Stage(lambda: read(bytes(next(requests)), request))
 
 
 def route(parts: Parts) -> Stage:
@@ -159,8 +168,8 @@ def facts(parts: Parts) -> Stage:
 
     def prepare() -> None:
         for number in range(VISITORS):
-            request = parts.reader().read(visitor_request(number))
-            assert request is not None
+            request = Request(trusted=True, plain=True)
+            assert parts.server.reader.read(visitor_request(number), request)
             requests.append(request)
 
     return Stage(lambda: visit(pop()), prepare)
@@ -192,17 +201,20 @@ def sign(parts: Parts) -> Stage:
 
 
 def record(parts: Parts) -> Stage:
-    """A record is made and put on the queue."""
-    form, append = parts.queue.form, parts.queue.append
+    """A record is made and put on the queue, with the others of a turn."""
+    form, append, commit = parts.queue.form, parts.queue.impressions.append, parts.queue.commit
     sample = parts.impression()
     values, impression_id = msgspec.structs.asdict(sample), sample.id.encode()
     of_ad, of_visitor, ip, user = (
         form.fields({name: values[name] for name in names}) for names in (AD_FIELDS, VISITOR_FIELDS, ["ip"], ["user"])
     )
 
-    def call() -> object:
-        packed = form.impression(of_ad, of_visitor, ip, user, sample.chance, sample.time, impression_id)
-        return append("impression", packed)
+    turns = cycle([False] * (REQUESTS_PER_TURN - 1) + [True])
+
+    def call() -> None:
+        append((of_ad, of_visitor, ip, user, sample.chance, sample.time, impression_id))
+        if next(turns):
+            commit()
 
     return Stage(call, parts.drain)
 
@@ -270,30 +282,47 @@ def request(parts: Parts) -> Stage:
 
 def request_capped(parts: Parts) -> Stage:
     """The same where campaigns have a frequency cap: a cookie is read, and another one set."""
-    answer = _receiver(parts)(memoryview(visitor_request(0)))
+    (answer,) = _Client(parts).ask(visitor_request(0))
     cookie = next(line[12:] for line in answer.decode().split("\r\n") if line.startswith("Set-Cookie: "))
     return _requests(parts, cookie.partition(";")[0])
 
 
 def _requests(parts: Parts, cookie: str) -> Stage:
-    receive = _receiver(parts)
+    client = _Client(parts)
+    (answer,) = client.ask(visitor_request(0, cookie))
+    assert answer.startswith(b"HTTP/1.1 200")
+    receive, end_turn = client.receive, client.end_turn
     arriving = cycle([memoryview(visitor_request(number, cookie)) for number in range(VISITORS)])
-    assert receive(next(arriving)).startswith(b"HTTP/1.1 200")
-    return Stage(lambda: receive(next(arriving)), parts.drain, warm_batches=400)
+    turns = cycle([False] * (REQUESTS_PER_TURN - 1) + [True])
+
+    def call() -> None:
+        # New bytes each time, as from a loop that reads them.
+        receive(bytes(next(arriving)))
+        if next(turns):
+            end_turn()
+
+    return Stage(call, parts.drain, warm_batches=400)
 
 
-def _receiver(parts: Parts) -> Callable[[memoryview], bytes]:
-    """Let the bytes arrive on a connection, new ones each time, as from a loop that reads them."""
-    transport = FakeTransport()
-    protocol = transport.protocol = parts.server()
-    protocol.connection_made(transport)
-    data_received, written = protocol.data_received, transport.writes
+class _Client:
+    """One connection to the server, and the loop that turns it."""
 
-    def receive(arriving: memoryview) -> bytes:
-        data_received(bytes(arriving))
-        return written.pop()
+    def __init__(self, parts: Parts) -> None:
+        self._server = parts.server
+        self._transport = FakeTransport()
+        protocol = self._transport.protocol = parts.server()
+        protocol.connection_made(self._transport)
+        self.receive: Callable[[bytes], None] = protocol.data_received
 
-    return receive
+    def end_turn(self) -> None:
+        assert isinstance(self._server.loop, FakeLoop)
+        self._server.loop.turn()
+        self._transport.writes.clear()
+
+    def ask(self, request: bytes) -> list[bytes]:
+        self.receive(request)
+        self._server.end_turn()
+        return self._transport.writes.copy()
 
 
 STAGES: dict[str, Callable[[Parts], Stage]] = {

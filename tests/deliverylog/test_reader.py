@@ -75,7 +75,8 @@ def test_an_impression_packed_in_parts_is_the_same_record(record: Impression, na
     of_ad, of_visitor, ip, user = (
         form.fields({name: values[name] for name in names}) for names in (AD_FIELDS, VISITOR_FIELDS, ["ip"], ["user"])
     )
-    packed = form.impression(of_ad, of_visitor, ip, user, record.chance, record.time, record.id.encode())
+    impressed = (of_ad, of_visitor, ip, user, record.chance, record.time, record.id.encode())
+    (packed,) = form.impressions([impressed])
     assert read(packed) == [record]
 
 

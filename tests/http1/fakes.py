@@ -127,6 +127,7 @@ class Connection:
             left = piece
             while left and self.transport.reading and self.transport.ended in ("", "eof"):
                 self.protocol.data_received(left[:READ_BYTES])
+                self.server.end_turn()
                 left = left[READ_BYTES:]
         return self.written
 
