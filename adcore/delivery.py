@@ -16,7 +16,6 @@ and emptying one changes nothing but the time that the next requests take.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from ipaddress import ip_address
-from typing import NamedTuple
 
 from adcore.config import Config
 from adcore.core.adtable import Ad, AdTable
@@ -60,11 +59,14 @@ class Profile:
         self.bot = bot
 
 
-class Network(NamedTuple):
+class Network:
     """A visitor's address, truncated to /24 or /48: as text ("" when unknown), and packed for records."""
 
-    text: str
-    field: bytes
+    __slots__ = ("field", "text")
+
+    def __init__(self, text: str, field: bytes) -> None:
+        self.text = text
+        self.field = field
 
 
 class Slot:
@@ -273,9 +275,13 @@ class Delivery:
     def _who(self, request: Request) -> tuple[Profile, Network]:
         """The visitor that the headers speak of."""
         header = request.headers.get
-        country = header(b"x-country") if request.trusted else None
-        values = (header(b"user-agent"), header(b"accept-language"), country)
-        address = (header(b"x-real-ip") if request.trusted else None) or self._client_ip(request)
+        address: str | bytes
+        if request.trusted:
+            values = (header(b"user-agent"), header(b"accept-language"), header(b"x-country"))
+            address = header(b"x-real-ip") or self._client_ip(request)
+        else:
+            values = (header(b"user-agent"), header(b"accept-language"), None)
+            address = request.peer
         profile = self._profiles_by_values.get(values) or self._find_profile(values, address)
         return profile, self._networks.get(address) or self._find_network(address)
 

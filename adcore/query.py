@@ -6,7 +6,6 @@ parsed once and then looked up (`parse_query` keeps the last few thousand).
 
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import NamedTuple
 from urllib.parse import unquote_plus
 
 import msgspec
@@ -33,7 +32,7 @@ class Visitor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     country: str | None = None
 
 
-class Query(NamedTuple):
+class Query(msgspec.Struct, frozen=True):
     slots: tuple[str, ...]
     """The placements to fill, in order, each as often as it is wanted."""
     keywords: tuple[str, ...]

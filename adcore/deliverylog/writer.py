@@ -242,7 +242,8 @@ class LogWriter:
                 self.written[kind] += whole
             if whole < len(records):
                 rest.append(Batch(kind, records[whole:]))
-        self.queue.release(start)
+        if start:
+            self.queue.release(start)
         self._taken, self._data, self._offset = rest, self._data[start:], 0
 
     def _drop_rest(self) -> None:

@@ -19,9 +19,10 @@ KNOWN_MAX = 4096
 # Longer ones are not worth the memory.
 KNOWN_BYTES_MAX = 512
 
-_REQUEST_LINE = re.compile(rb"(GET|HEAD) (/[!\"$-~]*) HTTP/1\.1")
+# Lines are cut at LF, so each has its CR; an LF without one, or a CR anywhere else, is not plain.
+_REQUEST_LINE = re.compile(rb"(GET|HEAD) (/[!\"$-~]*) HTTP/1\.1\r")
 # RFC 9110 5.1 and 5.5, with obs-text, which browsers send in cookies. Space after the value goes with rstrip.
-_FIELD_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([\t -~\x80-\xff]*)")
+_FIELD_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([\t -~\x80-\xff]*)\r")
 # llhttp takes it for Connection.
 _LEFT_TO_PARSER = FRAMING | {b"proxy-connection"}
 
@@ -92,7 +93,7 @@ class PlainReader:
         """Whether `data` is one plain request; then its line and headers are in `request`."""
         if len(data) > self._bytes_max or data[-4:] != b"\r\n\r\n":
             return False
-        lines = data.split(b"\r\n")
+        lines = data.split(b"\n")
         try:
             line = self.request_lines[lines[0]]
             # One call into C looks all of them up. An empty line, as between two requests, is not plain.

@@ -220,7 +220,7 @@ class Http1Server:
         tail = self.tails.keep
         statuses = self.statistics.responses
         for connection, response in answers:
-            connection.transport.write(response.head + tail + response.body)
+            connection.transport.write(b"".join((response.head, tail, response.body)))
             statuses[response.status] += 1
         self.statistics.latency.add(self.clock() - began_wall, len(answers))
 

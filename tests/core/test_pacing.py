@@ -2,9 +2,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from adcore.core.inventory import Campaign, Creative, DailyCap, Goal
-from adcore.core.pacing import Delivered, hold, is_limited
+from adcore.core.pacing import Delivered, hold, impressions_until_hold, is_limited
 from adcore.core.reason import Reason
 
 DAY = (datetime(2026, 11, 2, tzinfo=UTC).timestamp(), datetime(2026, 11, 3, tzinfo=UTC).timestamp())
@@ -116,3 +118,28 @@ def test_a_new_day_starts_the_day_again() -> None:
     delivered.turn_to(11)
     assert (delivered.impressions, delivered.clicks) == (7, 2)
     assert (delivered.impressions_today, delivered.clicks_today) == (0, 0)
+
+
+LIMITS = st.none() | st.integers(1, 60)
+
+
+@given(LIMITS, LIMITS, st.sampled_from(["even", "asap"]), st.integers(0, 40), st.integers(0, 40), st.floats(0, 1))
+def test_no_look_is_needed_before_the_impression_that_may_be_held(
+    goal: int | None, cap: int | None, pacing: str, before: int, today: int, share: float
+) -> None:
+    now = DAY[0] + share * (DAY[1] - DAY[0])
+    limits = {
+        "goal": None if goal is None else Goal(impressions=goal),
+        "daily_cap": None if cap is None else DailyCap(impressions=cap),
+    }
+    limited = campaign(pacing=pacing, **limits, **FLIGHT)
+
+    def held_after(more: int) -> Reason | None:
+        return hold(limited, Delivered(impressions=before + today + more, impressions_today=today + more), now, DAY)
+
+    if held_after(0) is None:
+        until = impressions_until_hold(
+            limited, Delivered(impressions=before + today, impressions_today=today), now, DAY
+        )
+        first_held = next((more for more in range(1, 70) if held_after(more) is not None), float("inf"))
+        assert until == first_held

@@ -425,3 +425,16 @@ def test_a_log_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
 
 async def _open(writer: LogWriter) -> None:
     writer.open()
+
+
+def test_of_the_impressions_of_a_turn_the_first_ones_that_fit_are_taken() -> None:
+    form = FORMS["json"]
+    parts = [(b'"a":1,', b"", b"", b"", 0.5, float(n), b"%032x" % n) for n in range(10)]
+    sizes = [len(record) for record in form.impressions(parts)]
+    queue = RecordQueue(sum(sizes[:7]) + 5, form)
+    queue.impressions.extend(parts)
+    queue.commit()
+    assert (queue.accepted, queue.dropped, len(queue)) == (Counter(impression=7), Counter(impression=3), 7)
+    (batch,) = queue.take(1)
+    assert batch.records == form.impressions(parts[:7])
+    assert queue.impressions == []

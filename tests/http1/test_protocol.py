@@ -321,3 +321,56 @@ def test_head_is_get_without_the_body_even_when_refused() -> None:
     got, headed = (Connection().receive(method + GET[3:] + b"\r\n") for method in (b"GET", b"HEAD"))
     assert got == headed + b"/p"
     assert Connection().receive(b"HEAD /p HTTP/1.1\r\n\r\n").endswith(b"Connection: close\r\n\r\n")
+
+
+def test_the_answers_of_a_turn_leave_together_after_what_they_stand_for_is_kept() -> None:
+    said: list[str] = []
+    one = Connection(before_answers=lambda: said.append(f"kept with {len(one.transport.writes)} sent"))
+    other = FakeTransport()
+    protocol = other.protocol = one.server()
+    protocol.connection_made(other)
+    one.protocol.data_received(GET + b"\r\n")
+    protocol.data_received(GET + b"\r\n")
+    assert one.transport.writes == other.writes == said == []
+    one.loop.turn()
+    assert statuses(one.written) == statuses(b"".join(other.writes)) == [200]
+    assert said == ["kept with 0 sent"]
+    one.loop.turn()
+    assert said == ["kept with 0 sent"]
+    assert one.server.statistics.to_status()["responses"] == {"200": 2}
+
+
+@pytest.mark.parametrize(
+    "second", [GET + b"Connection: close\r\n\r\n", b"NOT HTTP\r\n\r\n", b"HEAD / HTTP/1.1\r\n" + H + b"\r\n"]
+)
+def test_an_answer_that_leaves_at_once_overtakes_none_of_its_turn(second: bytes) -> None:
+    connection = Connection()
+    connection.protocol.data_received(GET + b"\r\n")
+    connection.protocol.data_received(second)
+    first, *rest = statuses(connection.written)
+    assert first == 200
+    assert len(rest) == 1
+    connection.loop.turn()
+    assert len(statuses(connection.written)) == 2
+
+
+def test_a_connection_that_goes_before_the_end_of_the_turn_is_left_out() -> None:
+    connection = Connection()
+    other = FakeTransport()
+    protocol = other.protocol = connection.server()
+    protocol.connection_made(other)
+    for receive in (connection.protocol.data_received, protocol.data_received):
+        receive(GET + b"\r\n")
+    connection.protocol.connection_lost(None)
+    connection.transport.ended = "gone"
+    connection.loop.turn()
+    assert statuses(b"".join(other.writes)) == [200]
+
+
+def test_what_ends_a_connection_lets_its_answer_leave_first() -> None:
+    for end in (lambda connection: connection.protocol.eof_received(), lambda connection: connection.protocol._close()):
+        connection = Connection()
+        connection.protocol.data_received(GET + b"\r\n")
+        end(connection)
+        assert statuses(connection.written) == [200]
+        assert connection.transport.ended == "closed"
