@@ -16,6 +16,7 @@ and emptying one changes nothing but the time that the next requests take.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from ipaddress import ip_address
+from itertools import count
 
 from adcore.config import Config
 from adcore.core.adtable import Ad, AdTable
@@ -72,12 +73,20 @@ class Network:
 class Slot:
     """One slot of a query, and the cases of those who asked for it if the query is `kept` for others."""
 
-    __slots__ = ("cases", "kept", "placement")
+    __slots__ = ("cases", "kept", "number", "placement")
 
-    def __init__(self, placement: str, kept: bool) -> None:
+    def __init__(self, placement: str, kept: bool, number: int) -> None:
         self.placement = placement
         self.kept = kept
+        self.number = number
+        """128 bits that tell it from others of the same HTTP request; the same in every process."""
         self.cases: dict[Profile, Case] = {}
+
+
+def make_slots(query: Query, text: bytes, kept: bool) -> tuple[Slot, ...]:
+    """The slots of the query that `text`, a query string or a body, asks for."""
+    numbers = (blake2b(b"%d %b" % (index, text), digest_size=16).digest() for index in count())
+    return tuple(Slot(placement, kept, int.from_bytes(next(numbers))) for placement in query.slots)
 
 
 class Case:
@@ -189,6 +198,7 @@ class Delivery:
         visitor = query.visitor
         profile, network = self._who(request) if visitor is None else self._described(request, visitor)
         counts = request.line.method != b"HEAD"
+        request_number = _request_number(request)
 
         user, user_field = "", self._no_user
         history: History = ()
@@ -210,7 +220,10 @@ class Delivery:
         filled: list[Filled] = []
         refusals: list[NoAd] = []
         for slot in slots:
-            impression_id = next(self._impression_ids)
+            if request_number is None:
+                impression_id = next(self._impression_ids)
+            else:
+                impression_id = b"%032x" % (request_number ^ slot.number)
             case = slot.cases.get(profile)
             if case is None or not case.start <= now < case.end:
                 case = self._make_case(held, slot, query, profile, now)
@@ -472,6 +485,21 @@ class Delivery:
         # Callers can make names up, so those of no placement share one row.
         known = refusal.placement if refusal.placement in self._table.placements else ""
         self.state.statistics.add_unfilled(known, refusal)
+
+
+def _request_number(request: Request) -> int | None:
+    """The X-Request-ID that a trusted peer gives, as nginx does: 128 random bits in hexadecimal.
+
+    Impression ids follow from it, so that a request that a proxy sends again gets the same ones, wherever it goes, and
+    is counted once by whoever counts ids.
+    """
+    text = request.headers.get(b"x-request-id")
+    if text is None or not request.trusted or len(text) != 32 or not text.isalnum():
+        return None
+    try:
+        return int(text, 16)
+    except ValueError:
+        return None
 
 
 def _text(address: str | bytes) -> str:

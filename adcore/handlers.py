@@ -11,7 +11,7 @@ import msgspec
 
 from adcore.config import Config
 from adcore.core.adtable import AdTable
-from adcore.delivery import Delivery, Profile, Slot
+from adcore.delivery import Delivery, Profile, Slot, make_slots
 from adcore.deliverylog.record import Click, View
 from adcore.http1.request import Request, RequestLine
 from adcore.http1.response import Response, respond
@@ -85,7 +85,7 @@ class Handlers:
         if name in ("decision", "frame") and line.method != b"POST":
             try:
                 asked.query = parse_query(line.query)
-                asked.slots = tuple(Slot(placement, kept) for placement in asked.query.slots)
+                asked.slots = make_slots(asked.query, line.query, kept)
             except QueryError as error:
                 asked.error = str(error)
         if kept:
@@ -212,7 +212,7 @@ class Handlers:
         if asked.error:
             raise QueryError(asked.error)
         query = parse_body(request.body)
-        return query, tuple(Slot(placement, kept=False) for placement in query.slots)
+        return query, make_slots(query, request.body, kept=False)
 
     def _make_head(self, body: bytes) -> bytes:
         head = respond(200, body, content_type="application/json", headers=(NO_STORE, NOSNIFF)).head

@@ -31,7 +31,7 @@ NOW = 1_800_000_000.0
 class Process:
     """Handlers behind a plain reader."""
 
-    def __init__(self, tmp_path: Path, *campaigns: dict[str, Any]) -> None:
+    def __init__(self, tmp_path: Path, *campaigns: dict[str, Any], trusted: bool = True) -> None:
         self.calendar = Calendar(load_config().time_zone)
         self.state = State(Counters(self.calendar), 3600.0)
         self.queue = RecordQueue(1 << 30, FORMS["msgpack"])
@@ -51,7 +51,7 @@ class Process:
         )
         self.handlers = Handlers(config, delivery)
         self.reader = PlainReader(Limits())
-        self.request = Request(trusted=True, plain=True)
+        self.request = Request(trusted=trusted, plain=True)
         self.revision = 0
         self.use(*campaigns)
 
@@ -63,7 +63,7 @@ class Process:
 
     def ask(self, target: str = "/v1/decision?placement=side", now: float = NOW, **headers: str) -> bytes:
         lines = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items())
-        assert self.reader.read(f"GET {target} HTTP/1.1\r\nHost: a\r\n{lines}\r\n".encode(), self.request)
+        assert self.reader.read(f"GET {target} HTTP/1.1\r\nHost: a\r\n{lines}\r\n".encode("latin-1"), self.request)
         self.request.time = now
         body = self.handlers(self.request).body
         self.queue.commit()
@@ -170,3 +170,39 @@ def test_hours_pass_for_what_is_remembered(tmp_path: Path) -> None:
     process = Process(tmp_path, campaign("eight", targeting={"hours": [8]}))
     assert [bool(process.ask(now=NOW + seconds)) for seconds in (0, 3599, 3600, -1)] == [True, True, False, False]
     assert time.gmtime(NOW).tm_hour == 8
+
+
+def test_a_request_that_is_sent_again_gets_the_same_impressions_from_any_process(tmp_path: Path) -> None:
+    """nginx asks the next worker when one dies before it has answered; whoever counts ids counts one."""
+    two_slots = "/v1/decision?placement=side,foot"
+
+    def impressions(process: Process, target: str = two_slots, request_id: str = "0f" * 16) -> list[tuple[str, str]]:
+        process.ask(target, X_Request_ID=request_id)
+        return [(record.id, record.creative) for record in process.records() if isinstance(record, Impression)]
+
+    one, other = Process(tmp_path, *CAMPAIGNS), Process(tmp_path, *CAMPAIGNS)
+    next(other.handlers.delivery._impression_ids)
+    first = impressions(one)
+    assert len({record_id for record_id, _ in first}) == 2
+    assert impressions(other) == impressions(one) == first
+    # Of two parts of a page that one request brings, and of another request, none is the same.
+    for different in (impressions(one, two_slots + "&kv.a=b"), impressions(one, request_id="0e" * 16)):
+        assert {record_id for record_id, _ in different}.isdisjoint(record_id for record_id, _ in first)
+    assert all(b"x-request-id" not in name for name, _ in one.reader.field_lines.values())
+
+
+@pytest.mark.parametrize("request_id", ["", "0f" * 15, "-" + "0" * 31, "0f_" * 10 + "00", "g" * 32, "\xb2" * 32])
+def test_what_is_no_request_id_is_none(tmp_path: Path, request_id: str) -> None:
+    process = Process(tmp_path, campaign("a"))
+    for _ in range(2):
+        process.ask(X_Request_ID=request_id)
+    first, second = process.records()
+    assert first.id != second.id
+
+
+def test_only_trusted_peers_name_requests(tmp_path: Path) -> None:
+    process = Process(tmp_path, campaign("a"), trusted=False)
+    for _ in range(2):
+        process.ask(X_Request_ID="0f" * 16)
+    first, second = process.records()
+    assert first.id != second.id

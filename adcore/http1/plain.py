@@ -23,6 +23,8 @@ KNOWN_BYTES_MAX = 512
 _REQUEST_LINE = re.compile(rb"(GET|HEAD) (/[!\"$-~]*) HTTP/1\.1\r")
 # RFC 9110 5.1 and 5.5, with obs-text, which browsers send in cookies. Space after the value goes with rstrip.
 _FIELD_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([\t -~\x80-\xff]*)\r")
+# Another one for each request.
+_NEVER_REMEMBERED = b"x-request-id"
 # llhttp takes it for Connection.
 _LEFT_TO_PARSER = FRAMING | {b"proxy-connection"}
 
@@ -69,7 +71,7 @@ class FieldLines(dict[bytes, Field]):
         ):
             raise NotPlain
         field = (name, value)
-        if len(raw) <= KNOWN_BYTES_MAX:
+        if len(raw) <= KNOWN_BYTES_MAX and name != _NEVER_REMEMBERED:
             if len(self) >= KNOWN_MAX:
                 self.clear()
             self[raw] = field

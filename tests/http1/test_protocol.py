@@ -325,13 +325,16 @@ def test_head_is_get_without_the_body_even_when_refused() -> None:
 
 def test_the_answers_of_a_turn_leave_together_after_what_they_stand_for_is_kept() -> None:
     said: list[str] = []
-    one = Connection(before_answers=lambda: said.append(f"kept with {len(one.transport.writes)} sent"))
-    other = FakeTransport()
+    mine, other = FakeTransport(), FakeTransport()
+    one = Connection(
+        transport=mine, before_answers=lambda: said.append(f"kept with {len(mine.writes + other.writes)} sent")
+    )
     protocol = other.protocol = one.server()
     protocol.connection_made(other)
     one.protocol.data_received(GET + b"\r\n")
     protocol.data_received(GET + b"\r\n")
-    assert one.transport.writes == other.writes == said == []
+    assert mine.writes == other.writes == []
+    assert not said
     one.loop.turn()
     assert statuses(one.written) == statuses(b"".join(other.writes)) == [200]
     assert said == ["kept with 0 sent"]
@@ -368,9 +371,9 @@ def test_a_connection_that_goes_before_the_end_of_the_turn_is_left_out() -> None
 
 
 def test_what_ends_a_connection_lets_its_answer_leave_first() -> None:
-    for end in (lambda connection: connection.protocol.eof_received(), lambda connection: connection.protocol._close()):
+    for end in ("eof_received", "_close"):
         connection = Connection()
         connection.protocol.data_received(GET + b"\r\n")
-        end(connection)
+        getattr(connection.protocol, end)()
         assert statuses(connection.written) == [200]
         assert connection.transport.ended == "closed"
