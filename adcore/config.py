@@ -77,6 +77,7 @@ class Config:
     log: Path
     log_format: Literal["msgpack", "json"]
     log_queue_bytes: int
+    spool_dir: Path
 
     state_dir: Path
     pid_file: Path | None

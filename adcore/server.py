@@ -37,6 +37,7 @@ from adcore.counters import Counters, CounterState
 from adcore.delivery import Delivery
 from adcore.deliverylog.queue import RecordQueue
 from adcore.deliverylog.record import FORMS
+from adcore.deliverylog.spool import Spool, take_over
 from adcore.deliverylog.writer import LogWriter
 from adcore.errors import AdcoreError, SourceError, StartError
 from adcore.geoip import CountryDatabase
@@ -72,7 +73,7 @@ FIXED_SETTINGS = (
         "memcached",
         "memcached_prefix",
     ),
-    *("log", "log_format", "log_queue_bytes", "state_dir", "pid_file", "header_timeout", "idle_timeout"),
+    *("log", "log_format", "log_queue_bytes", "spool_dir", "state_dir", "pid_file", "header_timeout", "idle_timeout"),
     "click_window",
 )
 
@@ -144,9 +145,12 @@ class Server:
             self.counter_file.lock()
             self.counts_on_disk = self.counter_file.load()
             self.state.counters.rebase({}, self.counts_on_disk)
-            self.queue = RecordQueue(config.log_queue_bytes, FORMS[config.log_format])
-            self.writer = LogWriter(self.queue, config.log)
+            spool = Spool(config.spool_dir)
+            on_exit.callback(spool.close)
+            self.queue = RecordQueue(config.log_queue_bytes, FORMS[config.log_format], spool)
+            self.writer = LogWriter(self.queue, config.log, before_batch=spool.note_log)
             self.writer.open()
+            take_over(config.spool_dir, config.log, self.queue)
             self.refresher = self._make_refresher()
             on_exit.callback(self.refresher.close)
             self.http = Http1Server(

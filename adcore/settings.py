@@ -461,6 +461,13 @@ SECTIONS: dict[str, tuple[Setting, ...]] = {
             "records that may wait for the disk",
             "minutes of a stalled disk at full load; what does not fit is counted by type and dropped",
         ),
+        Setting(
+            "spool_dir",
+            PATH,
+            lambda state_dir: state_dir,
+            "folder for the records that the log does not have yet, so that a killed process leaves them behind",
+            "8 MiB a process; on tmpfs, such as /run/adcore, no disk ever holds up an answer",
+        ),
     ),
     "the process": (
         Setting(

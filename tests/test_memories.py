@@ -70,7 +70,7 @@ class Process:
         return body
 
     def records(self) -> list[Impression | Unfilled]:
-        data = b"".join(record for batch in self.queue.take(1 << 30) for record in batch.records)
+        data = b"".join(batch.data for batch in self.queue.take(1 << 30))
         return [record for record in read_records(io.BytesIO(data)) if isinstance(record, Impression | Unfilled)]
 
 

@@ -16,7 +16,6 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from itertools import chain
 from pathlib import Path
 
 from adcore.background import BackgroundThread
@@ -62,9 +61,19 @@ def ends_within_a_line(path: Path) -> bool:
 class LogWriter:
     """Appends the queue's records to the file at `path`."""
 
-    def __init__(self, queue: RecordQueue, path: Path, *, open: Open = open_log, write: Write = os.write) -> None:
+    def __init__(
+        self,
+        queue: RecordQueue,
+        path: Path,
+        *,
+        open: Open = open_log,
+        write: Write = os.write,
+        before_batch: Callable[[int], None] = lambda fd: None,
+    ) -> None:
+        """`before_batch` is told the descriptor that the next records go to, in the writer's thread."""
         self.queue = queue
         self.path = path
+        self._before_batch = before_batch
         self.written: Counter[str] = Counter()
         self.bytes_written = 0
         self.write_errors = 0
@@ -147,7 +156,7 @@ class LogWriter:
         queue = self.queue
         return {
             "path": str(self.path),
-            "waiting": len(queue) + sum(len(batch.records) for batch in self._taken),
+            "waiting": len(queue) + sum(len(batch.lengths) for batch in self._taken),
             "waiting_bytes": queue.bytes,
             "waiting_bytes_high": queue.bytes_high,
             "waiting_bytes_max": queue.bytes_max,
@@ -164,16 +173,13 @@ class LogWriter:
     async def _write_out(self, taken: list[Batch]) -> None:
         """Write what was taken to its end, however often that takes, unless `close` gives up meanwhile."""
         self._taken = taken
-        self._data = b"".join(chain.from_iterable(batch.records for batch in taken))
+        self._data = b"".join([batch.data for batch in taken])
         self._offset = 0
         loop = asyncio.get_running_loop()
         failures = 0
         while self._offset < len(self._data):
             try:
-                if self._torn:
-                    await loop.run_in_executor(self._thread, self._write, self._fd, LINE_END)
-                    self._torn = False
-                count = await loop.run_in_executor(self._thread, self._write, self._fd, self._data[self._offset :])
+                count = await loop.run_in_executor(self._thread, self._write_rest)
             except OSError as error:
                 self._note_failure(error)
                 if self._give_up:
@@ -189,10 +195,19 @@ class LogWriter:
                     failures = 0
                 self._offset += count
                 self.bytes_written += count
-        for kind, records in self._taken:
-            self.written[kind] += len(records)
+        for kind, lengths, _ in self._taken:
+            self.written[kind] += len(lengths)
         self.queue.release(len(self._data))
         self._taken, self._data, self._offset = [], b"", 0
+
+    def _write_rest(self) -> int:
+        """In the thread: how many bytes were written."""
+        if self._offset == 0:
+            self._before_batch(self._fd)
+        if self._torn:
+            self._write(self._fd, LINE_END)
+            self._torn = False
+        return self._write(self._fd, self._data[self._offset :])
 
     async def _pause(self, seconds: float) -> None:
         """Wait, or less when a reopening or the end is asked for."""
@@ -233,15 +248,16 @@ class LogWriter:
         """After a change of files, go on at the start of the record that was under way."""
         start = 0
         rest: list[Batch] = []
-        for kind, records in self._taken:
-            whole = 0
-            while whole < len(records) and start + len(records[whole]) <= self._offset:
-                start += len(records[whole])
+        for kind, lengths, data in self._taken:
+            whole = size = 0
+            while whole < len(lengths) and start + lengths[whole] <= self._offset:
+                start += lengths[whole]
+                size += lengths[whole]
                 whole += 1
             if whole:
                 self.written[kind] += whole
-            if whole < len(records):
-                rest.append(Batch(kind, records[whole:]))
+            if whole < len(lengths):
+                rest.append(Batch(kind, lengths[whole:], data[size:]))
         if start:
             self.queue.release(start)
         self._taken, self._data, self._offset = rest, self._data[start:], 0
@@ -251,10 +267,12 @@ class LogWriter:
         self._rewind_to_record()
         rest = self._taken + self.queue.take(self.queue.bytes_max + 1)
         self._taken, self._data = [], b""
-        count = sum(len(batch.records) for batch in rest)
+        count = sum(len(batch.lengths) for batch in rest)
         if count:
             self.queue.drop(rest)
-            log.error("%d records could not be written to %s and are lost", count, self.path)
+            keeper = self.queue.keeper
+            fate = "are lost" if keeper is None or not keeper.complete else "wait for the next start"
+            log.error("%d records could not be written to %s and %s", count, self.path, fate)
 
 
 def describe(error: OSError) -> str:

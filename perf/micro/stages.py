@@ -27,6 +27,7 @@ from adcore.delivery import Delivery
 from adcore.deliverylog.queue import RecordQueue
 from adcore.deliverylog.reader import read_records
 from adcore.deliverylog.record import AD_FIELDS, FORMS, VISITOR_FIELDS, Impression
+from adcore.deliverylog.spool import Spool
 from adcore.deliverylog.writer import LogWriter
 from adcore.handlers import Handlers
 from adcore.http1.plain import PlainReader
@@ -97,7 +98,7 @@ class Parts:
             for _ in range(COUNTS_MIN):
                 self.state.counters.count_impression(count, self.moment.day, self.moment.time)
         self.keyring = KeyRing({"2026": bytes(range(32))})
-        self.queue = RecordQueue(config.log_queue_bytes, FORMS[config.log_format])
+        self.queue = RecordQueue(config.log_queue_bytes, FORMS[config.log_format], Spool(folder))
         self.limits = Limits(request_s=config.header_timeout, idle_s=config.idle_timeout)
         self.ids = impression_ids()
         delivery = Delivery(
@@ -141,7 +142,7 @@ class Parts:
         self.handlers(self.parse()[0])
         self.queue.commit()
         (batch,) = self.queue.take(1)
-        (record,) = read_records(BytesIO(batch.records[0]))
+        (record,) = read_records(BytesIO(batch.data))
         assert isinstance(record, Impression)
         return record
 

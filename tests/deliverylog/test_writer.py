@@ -436,5 +436,5 @@ def test_of_the_impressions_of_a_turn_the_first_ones_that_fit_are_taken() -> Non
     queue.commit()
     assert (queue.accepted, queue.dropped, len(queue)) == (Counter(impression=7), Counter(impression=3), 7)
     (batch,) = queue.take(1)
-    assert batch.records == form.impressions(parts[:7])
+    assert batch == ("impression", sizes[:7], b"".join(form.impressions(parts[:7])))
     assert queue.impressions == []

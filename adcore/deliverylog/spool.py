@@ -1,0 +1,190 @@
+"""What the log does not have yet, in memory that outlives a killed process.
+
+A record waits some milliseconds for the writer, and on a bad disk much longer; a process that is killed meanwhile
+(SIGKILL, the OOM killer, a crash) would take it along, though its answer has left. So each record is also copied into
+a file that is mapped into memory: what is there belongs to the kernel, at the price of a memcpy and no system call. It
+is a ring, of which the bytes from `head` to `tail` may be missing in the log:
+
+    offset  size  (of this machine's byte order)
+    0       8     magic
+    8       8     head, counted from the first byte that ever was in the ring
+    16      8     tail
+    24      24    device, inode and size of the log when what follows `head` was begun to be written there
+    4096          the ring
+
+Whoever starts next finds the files of dead processes (`take_over`), looks in the log for what was written after all,
+and gives the rest to its own writer. A live process holds a lock on its file.
+
+The file's pages are those of its file system: on tmpfs (/run, /dev/shm) no disk ever holds up an answer.
+"""
+
+import contextlib
+import fcntl
+import logging
+import mmap
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from io import BufferedIOBase, BytesIO
+from pathlib import Path
+from struct import Struct
+
+from adcore.deliverylog.queue import RecordQueue
+from adcore.deliverylog.reader import Damage, open_log, read_records
+from adcore.deliverylog.record import AnyRecord, type_of
+from adcore.errors import StartError
+
+log = logging.getLogger("adcore.deliverylog")
+
+# A fifth of a second at 70,000 records a second. While more than this waits for a bad disk, it is in memory alone.
+RING_BYTES = 8 << 20
+HEADER_BYTES = 4096
+MAGIC = b"adcspool"
+SUFFIX = ".spool"
+_HEADER = Struct("=8s5Q")
+# Places in the header as 8-byte words. Each is written at once, so that a reader never sees half of one.
+_HEAD, _TAIL, _DEVICE, _INODE, _SIZE = range(1, 6)
+
+
+class Spool:
+    """The file of this process; also while nothing waits. A RecordQueue fills and releases it."""
+
+    def __init__(self, directory: Path, ring_bytes: int = RING_BYTES) -> None:
+        """Raises StartError."""
+        self.ring_bytes = ring_bytes
+        self.path = directory / f"{secrets.token_hex(8)}{SUFFIX}"
+        self._head = self._tail = 0
+        self.complete = True
+        """Whether all that waits is here; if not, nothing more is taken in until all of it is written."""
+        try:
+            self._fd, self._map = self._create()
+        except OSError as error:
+            raise StartError(
+                f"cannot keep {(HEADER_BYTES + ring_bytes) >> 20} MiB for records in {directory}: {error.strerror}; "
+                "see --spool-dir"
+            ) from error
+        whole = memoryview(self._map)
+        self._words = whole[: _HEADER.size].cast("Q")
+        self._ring = whole[HEADER_BYTES:]
+
+    def _create(self) -> tuple[int, mmap.mmap]:
+        # Under another name until it is locked, so that nobody takes it for a dead one's.
+        aside = self.path.with_name(f".{self.path.name}")
+        fd = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            # All of it now: a page that finds no room later ends the process.
+            os.posix_fallocate(fd, 0, HEADER_BYTES + self.ring_bytes)
+            mapped = mmap.mmap(fd, HEADER_BYTES + self.ring_bytes)
+            mapped[: _HEADER.size] = _HEADER.pack(MAGIC, 0, 0, 0, 0, 0)
+            aside.rename(self.path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                aside.unlink()
+            os.close(fd)
+            raise
+        return fd, mapped
+
+    def append(self, data: bytes) -> None:
+        """Keep these whole records, if all that came before them is kept and there is room."""
+        size = len(data)
+        tail = self._tail + size
+        if not self.complete or tail - self._head > self.ring_bytes:
+            self.complete = False
+            return
+        start = self._tail % self.ring_bytes
+        end = start + size
+        if end <= self.ring_bytes:
+            self._ring[start:end] = data
+        else:
+            fits = self.ring_bytes - start
+            self._ring[start:] = data[:fits]
+            self._ring[: size - fits] = data[fits:]
+        # Only now, when all of it is there.
+        self._tail = self._words[_TAIL] = tail
+
+    def release(self, size: int, rest: int) -> None:
+        """The oldest `size` bytes are in the log; `rest` more wait."""
+        self._head = self._words[_HEAD] = self._tail if rest == 0 else min(self._head + size, self._tail)
+        if rest == 0:
+            self.complete = True
+
+    def note_log(self, fd: int) -> None:
+        """What follows `head` will be written to this file, from its present end on."""
+        status = os.fstat(fd)
+        if self._words[_INODE] != status.st_ino or self._words[_DEVICE] != status.st_dev:
+            # Nothing names a place in the wrong file at any moment.
+            self._words[_SIZE] = 0
+            self._words[_INODE] = status.st_ino
+            self._words[_DEVICE] = status.st_dev
+        self._words[_SIZE] = status.st_size
+
+    def close(self) -> None:
+        """Remove the file, unless something in it is in no log."""
+        if self._head == self._tail:
+            self.path.unlink(missing_ok=True)
+        self._words.release()
+        self._ring.release()
+        self._map.close()
+        os.close(self._fd)
+
+
+def take_over(directory: Path, log_path: Path, queue: RecordQueue) -> int:
+    """Put into the queue what processes that were killed left in `directory`; how many records."""
+    count = 0
+    for path in sorted(directory.glob(f"*{SUFFIX}")):
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue  # its process lives
+            if os.fstat(file.fileno()).st_nlink:
+                count += _take_over(file.read(), path, log_path, queue)
+                path.unlink()
+    if count:
+        log.warning("%d records of a process that was killed go to %s", count, log_path)
+    return count
+
+
+def _take_over(content: bytes, path: Path, log_path: Path, queue: RecordQueue) -> int:
+    ring = content[HEADER_BYTES:]
+    if len(content) < HEADER_BYTES or not content.startswith(MAGIC):
+        log.error("%s is no spool of adcore, and is removed", path)
+        return 0
+    _, head, tail, device, inode, size = _HEADER.unpack_from(content)
+    if not ring or not 0 <= tail - head <= len(ring):
+        log.error("%s is damaged, and is removed; records of a process that was killed are lost", path)
+        return 0
+    start = head % len(ring)
+    waiting = (ring[start:] + ring[:start])[: tail - head]
+    if not waiting:
+        return 0
+    written = {_key(record) for record in _written_since(log_path, device, inode, size)}
+    missing = [record for record in _records(BytesIO(waiting)) if _key(record) not in written]
+    for record in missing:
+        queue.put(record)
+    return len(missing)
+
+
+def _written_since(log_path: Path, device: int, inode: int, size: int) -> Iterator[AnyRecord]:
+    """What is in the log from `size` on; it may have been renamed since."""
+    for path in (log_path, *sorted(log_path.parent.glob(f"{log_path.name}*"))):
+        with contextlib.suppress(OSError):
+            status = path.stat()
+            if stat.S_ISREG(status.st_mode) and (status.st_dev, status.st_ino) == (device, inode):
+                with open_log(path) as file:
+                    file.seek(size)
+                    yield from _records(file)
+                return
+    log.warning("the log that a killed process wrote to is not beside %s: some records may be there twice", log_path)
+
+
+def _records(file: BufferedIOBase) -> Iterator[AnyRecord]:
+    for found in read_records(file):
+        if not isinstance(found, Damage):
+            yield found
+
+
+def _key(record: AnyRecord) -> tuple[str, str]:
+    return type_of(record), record.id
