@@ -8,7 +8,7 @@ import shutil
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -146,39 +146,56 @@ NGINX_CONF = """\
 daemon off;
 master_process off;
 pid {folder}/nginx.pid;
-error_log {folder}/nginx.err;
-events {{ worker_connections 512; }}
+error_log {folder}/nginx.err info;
+events {{ worker_connections 1024; }}
 http {{
-    access_log off;
     client_body_temp_path {folder}/body;
     proxy_temp_path {folder}/proxy;
     fastcgi_temp_path {folder}/fastcgi;
     uwsgi_temp_path {folder}/uwsgi;
     scgi_temp_path {folder}/scgi;
-    upstream adcore {{ server unix:{upstream}; keepalive 32; }}
+    include {folder}/adcore-http.conf;
     server {{
         listen unix:{path};
-        location /v1/ {{
-            proxy_pass http://adcore;
-            proxy_http_version 1.1;
-            proxy_set_header Connection "";
-            proxy_set_header Host $host;
-            proxy_set_header X-Real-IP $remote_addr;
-            proxy_set_header X-Forwarded-For "";
-            proxy_set_header X-Country "JP";
-        }}
+        {listen}
+        include {folder}/adcore-server.conf;
     }}
 }}
 """
+NGINX_FILES = Path(__file__).parent.parent / "tools" / "nginx"
+
+
+def shipped_nginx_files(folder: Path, upstream: Path, edits: Mapping[str, str]) -> None:
+    """Copy tools/nginx to `folder`, edited as an operator edits them."""
+    edits = {
+        "unix:/run/adcore/ad.sock": f"unix:{upstream}",
+        "/var/cache/nginx/adcore": f"{folder}/cache",
+        "/var/log/nginx/adcore.log adcore buffer=64k flush=5s": f"{folder}/access.log adcore",
+        **edits,
+    }
+    unused = set(edits)
+    for file in sorted(NGINX_FILES.glob("*.conf")):
+        lines = file.read_text().splitlines()
+        for number, line in enumerate(lines):
+            for old, new in edits.items():
+                if old in line:
+                    lines[number] = lines[number].replace(old, new)
+                    unused.discard(old)
+        (folder / file.name).write_text("\n".join(lines) + "\n")
+    assert not unused, f"no line of {NGINX_FILES} has {unused}"
 
 
 @contextmanager
-def nginx(folder: Path, upstream: Path) -> Iterator[Service]:
-    """nginx in front of the unix socket `upstream`, as README.rst says to set it up, on a unix socket of its own."""
+def nginx(folder: Path, upstream: Path, listen: str = "", **edits: str) -> Iterator[Service]:
+    """nginx with the files of tools/nginx, in front of the unix socket `upstream`, on a unix socket of its own (and on
+    `listen`, HOST:PORT). `origin` is where images come from, `countries` the list of networks, `patience` how long
+    nginx waits for an answer."""
     folder.mkdir(exist_ok=True)
     path = folder / "nginx.sock"
+    known = {"origin": "127.0.0.1:8088", "countries": 'default "";', "patience": "proxy_read_timeout 5s"}
+    shipped_nginx_files(folder, upstream, {known[name]: value for name, value in edits.items()})
     conf = folder / "nginx.conf"
-    conf.write_text(NGINX_CONF.format(folder=folder, path=path, upstream=upstream))
+    conf.write_text(NGINX_CONF.format(folder=folder, path=path, listen=f"listen {listen};" if listen else ""))
     service = Service(
         [program("nginx", "nginx"), "-c", str(conf), "-p", str(folder), "-e", f"{folder}/start.err"],
         path,

@@ -25,7 +25,7 @@ def test_one_requests_life_behind_nginx(tmp_path: Path, mariadb: services.MariaD
     args = ["--source", url, "--memcached", f"unix:{memcached.path}", "--memcached-prefix", "life:"]
     with (
         serving(tmp_path / "state", *args) as server,
-        services.nginx(tmp_path / "nginx", tmp_path / "state" / "ad.sock") as front,
+        services.nginx(tmp_path / "nginx", tmp_path / "state" / "ad.sock", countries="default JP;") as front,
     ):
         address = f"unix:{front.path}"
         decision = ask(address, "/v1/decision?placement=side").json()

@@ -1,0 +1,463 @@
+"""The files of tools/nginx in a real nginx: in front of a real adcore, a scripted upstream, an origin of images."""
+
+import http.client
+import json
+import re
+import socket
+import threading
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from adcore.deliverylog.reader import Damage, open_log, read_records
+from adcore.deliverylog.record import Impression
+from adcore.settings import SETTINGS
+from tests import services
+from tests.process import PATIENCE_S, Adcore, Answer, Connection, ask, serving, wait_for
+
+COUNTRIES = 'default ""; 127.0.0.2/32 JP; 127.0.0.3/32 DE;'
+HTTP_CONF = (services.NGINX_FILES / "adcore-http.conf").read_text()
+
+
+def free_address() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
+def ask_from(source: str, address: str, target: str, method: str = "GET", headers: Mapping[str, str] = {}) -> Answer:
+    """One request over TCP from an address of this host."""
+    connection = http.client.HTTPConnection(address, timeout=PATIENCE_S, source_address=(source, 0))
+    try:
+        connection.request(method, target, headers=dict(headers))
+        response = connection.getresponse()
+        return Answer(response.status, response.headers, response.read())
+    finally:
+        connection.close()
+
+
+# The visitor
+
+
+def test_what_a_visitor_says_of_its_address_and_country_is_not_believed(tmp_path: Path) -> None:
+    address = free_address()
+    lies = {
+        "X-Country": "US",
+        "x-real-ip": "8.8.8.8",
+        "X-Forwarded-For": "9.9.9.9",
+        "X-Request-ID": "mine",
+        "X_Country": "US",
+    }
+    with (
+        serving(tmp_path / "state") as server,
+        services.nginx(tmp_path / "nginx", tmp_path / "state" / "ad.sock", address, countries=COUNTRIES),
+    ):
+        for source in ("127.0.0.2", "127.0.0.3", "127.0.0.4"):
+            for headers in ({}, lies):
+                target = f"/v1/decision?placement=top&kv.from={source}&user=u-123"
+                assert ask_from(source, address, target, headers=headers).status == 200
+        assert server.stop() == 0
+        records = server.records()
+    seen = [(dict(record["key_values"])["from"], record["country"], record["ip"]) for record in records]
+    assert seen == [
+        *[("127.0.0.2", "JP", "127.0.0.0")] * 2,
+        *[("127.0.0.3", "DE", "127.0.0.0")] * 2,
+        *[("127.0.0.4", "", "127.0.0.0")] * 2,
+    ]
+    text = (tmp_path / "nginx" / "access.log").read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
+    assert len({line["request_id"] for line in lines}) == len(lines) == 6
+    assert {(line["ip"], line["path"], line["upstream_status"]) for line in lines} == {
+        ("127.0.0.0", "/v1/decision", "200")
+    }
+    assert not re.search(r"mine|u-123|127\.0\.0\.[1-9]", text)
+
+
+@pytest.mark.parametrize("path", ["/status", "/metrics", "/version", "/profile", "/explain?placement=top", "/", "/v2/"])
+@pytest.mark.parametrize("prefix", ["", "/v1/..", "/v1/%2e%2e", "//v1//.."])
+def test_what_operators_ask_is_not_answered_outside(front: tuple[str, str], prefix: str, path: str) -> None:
+    address, _ = front
+    assert ask_from("127.0.0.1", address, prefix + path).status == 404
+
+
+def test_stub_status_is_for_this_host_alone(front: tuple[str, str]) -> None:
+    address, _ = front
+    assert b"Active connections:" in ask_from("127.0.0.1", address, "/nginx_status").body
+    refused = ask_from("127.0.0.2", address, "/nginx_status", headers={"X-Real-IP": "127.0.0.1"})
+    assert refused.status == 403
+
+
+def test_connections_to_adcore_are_kept_and_used_again(front: tuple[str, str]) -> None:
+    address, control = front
+
+    def accepted() -> int:
+        return int(ask(control, "/status").json()["connections"]["accepted"])
+
+    before = accepted()
+    for _ in range(100):
+        assert ask_from("127.0.0.1", address, "/v1/decision?placement=top").status == 200
+    assert ask_from("127.0.0.1", address, "/ping").body == b"ok\n"
+    assert accepted() - before <= 1
+
+
+def test_nginx_lets_go_of_a_connection_before_adcore_does() -> None:
+    upstream = re.search(r"upstream adcore \{(.*?)\}", HTTP_CONF, re.DOTALL)
+    assert upstream is not None
+    timeout = re.search(r"keepalive_timeout (\d+)s;", upstream[1])
+    assert timeout is not None
+    (idle_timeout,) = [setting.default for setting in SETTINGS if setting.name == "idle_timeout"]
+    assert int(timeout[1]) + 10 <= float(idle_timeout)
+
+
+def test_a_body_is_read_whole_before_adcore_sees_it_and_no_larger_one_passes(front: tuple[str, str]) -> None:
+    address, control = front
+    body = json.dumps({"placement": ["top"]}).encode()
+    requests_before = ask(control, "/status").json()["connections"]["requests"]
+    host, port = address.split(":")
+    with socket.create_connection((host, int(port)), timeout=PATIENCE_S) as slow:
+        slow.sendall(b"POST /v1/decision HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body))
+        slow.sendall(body[:5])
+        # Another request goes all the way meanwhile; the slow one is not there yet.
+        assert ask_from("127.0.0.1", address, "/v1/decision?placement=top").status == 200
+        assert ask(control, "/status").json()["connections"]["requests"] == requests_before + 1
+        slow.sendall(body[5:])
+        assert slow.recv(100).startswith(b"HTTP/1.1 200 ")
+    assert ask_from("127.0.0.1", address, "/v1/decision", "POST", {"Content-Length": "65537"}).status == 413
+
+
+@pytest.fixture(scope="module")
+def front(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+    """The TCP address of an nginx in front of an adcore, and the address of adcore's control listener."""
+    folder = tmp_path_factory.mktemp("front")
+    address = free_address()
+    with (
+        serving(folder / "state") as server,
+        services.nginx(folder / "nginx", folder / "state" / "ad.sock", address),
+    ):
+        yield address, server.control
+
+
+# Asking again
+
+
+class Upstream:
+    """Stands where adcore stands, and does with each request what the script says next.
+
+    "answer"; "close" the connection, having read the request; "reset" it, not having read it; "hang"; "cut" the answer
+    off within its body.
+    """
+
+    ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n0123456789"
+
+    def __init__(self, path: Path, script: list[str]) -> None:
+        self.script = script
+        self.requests: list[bytes] = []
+        self._open: list[socket.socket] = []
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(path))
+        self._listener.listen()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            self._open.append(connection)
+            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        while request := connection.recv(1 << 16, socket.MSG_PEEK):
+            self.requests.append(request)
+            step = self.script.pop(0)
+            if step == "reset":
+                break
+            connection.recv(1 << 16)
+            if step == "hang":
+                return
+            if step in ("answer", "cut"):
+                connection.sendall(self.ANSWER if step == "answer" else self.ANSWER[:-5])
+            if step != "answer":
+                break
+        connection.close()
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for connection in self._open:
+            connection.close()
+
+
+@pytest.mark.parametrize(
+    ("script", "statuses", "asked"),
+    [
+        pytest.param(["answer", "close", "answer"], [200, 200], 3, id="a kept-alive connection breaks"),
+        pytest.param(["answer", "reset", "answer"], [200, 200], 3, id="a kept-alive connection is reset"),
+        pytest.param(["close", "answer"], [502], 1, id="a new connection breaks"),
+        pytest.param(["hang", "answer"], [504], 1, id="no answer in time is not asked again"),
+        pytest.param(["cut", "answer"], [200], 1, id="an answer that has begun is not asked again"),
+    ],
+)
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_what_nginx_asks_again(tmp_path: Path, method: str, script: list[str], statuses: list[int], asked: int) -> None:
+    upstream = Upstream(tmp_path / "ad.sock", list(script))
+    try:
+        with services.nginx(tmp_path / "nginx", tmp_path / "ad.sock", patience="proxy_read_timeout 200ms") as front:
+            seen = []
+            for _ in statuses:
+                connection = Connection(f"unix:{front.path}")
+                connection.request(method, "/v1/decision", b"{}" if method == "POST" else None)
+                seen.append(connection.getresponse().status)
+                connection.close()
+    finally:
+        upstream.close()
+    assert seen == statuses
+    assert len(upstream.requests) == asked
+    ids = [re.findall(rb"(?i)X-Request-ID: (\w+)", request) for request in upstream.requests]
+    assert len({one[0] for one in ids}) == len(statuses), "a request that is asked again has the same id"
+
+
+def impressions_by_number(*logs: Path) -> dict[int, set[str]]:
+    """The impressions of each kv.n, by their ids. A killed process may leave a torn record."""
+    found: dict[int, set[str]] = {}
+    for path in logs:
+        with open_log(path) as file:
+            for record in read_records(file):
+                if not isinstance(record, Damage):
+                    assert isinstance(record, Impression)
+                    found.setdefault(int(dict(record.key_values)["n"]), set()).add(record.id)
+    return found
+
+
+@contextmanager
+def shared_listener(path: Path) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.settimeout(PATIENCE_S)
+        listener.bind(str(path))
+        listener.listen(1024)
+        yield listener
+
+
+@contextmanager
+def serving_on(listener: socket.socket, state: Path) -> Iterator[Adcore]:
+    """An adcore that accepts on a socket that others have too, and takes over what they leave behind."""
+    spool_dir = state.parent / "spool"
+    spool_dir.mkdir(exist_ok=True)
+    server = Adcore(
+        state, "--fd", str(listener.fileno()), "--spool-dir", str(spool_dir), pass_fds=(listener.fileno(),)
+    )
+    try:
+        wait_for(lambda: "serving on" in server.errors, lambda: server.errors)
+        yield server
+    finally:
+        server.process.kill()
+        server.process.wait()
+
+
+def test_a_request_that_a_dying_worker_has_read_is_counted_once(tmp_path: Path) -> None:
+    with (
+        shared_listener(tmp_path / "ad.sock") as listener,
+        services.nginx(tmp_path / "nginx", tmp_path / "ad.sock") as front,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        # The test is the first worker, and answers once, so that its connection is kept.
+        asking = pool.submit(ask, f"unix:{front.path}", "/v1/view")
+        dying, _ = listener.accept()
+        assert b"/v1/view" in dying.recv(1 << 16)
+        dying.sendall(Upstream.ANSWER)
+        assert asking.result(PATIENCE_S).status == 200
+        with serving_on(listener, tmp_path / "other") as other:
+            asking = pool.submit(ask, f"unix:{front.path}", "/v1/decision?placement=top&kv.n=1")
+            assert b"kv.n=1" in dying.recv(1 << 16)
+            dying.close()
+            assert asking.result(PATIENCE_S).status == 200
+            assert other.stop() == 0
+            (impressions,) = impressions_by_number(other.log).values()
+            assert len(impressions) == 1
+    line = (tmp_path / "nginx" / "access.log").read_text().splitlines()[-1]
+    assert json.loads(line)["upstream_status"] == "502, 200"
+
+
+def test_killed_workers_cost_no_impression_and_no_answer_and_make_none_two(tmp_path: Path) -> None:
+    kills, each, clients = 4, 400, 4
+    statuses: Counter[int] = Counter()
+    with (
+        ExitStack() as running,
+        shared_listener(tmp_path / "ad.sock") as listener,
+        services.nginx(tmp_path / "nginx", tmp_path / "ad.sock") as front,
+        ThreadPoolExecutor(clients) as pool,
+    ):
+
+        def ask_some(first: int) -> Counter[int]:
+            connection = Connection(f"unix:{front.path}")
+            seen: Counter[int] = Counter()
+            for number in range(first, first + each):
+                connection.request("GET", f"/v1/decision?placement=top&kv.n={number}")
+                response = connection.getresponse()
+                response.read()
+                seen[response.status] += 1
+            connection.close()
+            return seen
+
+        workers = [running.enter_context(serving_on(listener, tmp_path / "worker-0"))]
+        for kill in range(kills):
+            # The next one is there already, and gets no connection as long as nginx has kept ones to the old.
+            old = workers[-1]
+            asking = [pool.submit(ask_some, (kill * clients + client) * each) for client in range(clients)]
+            before = old.status()["connections"]["requests"]
+            workers.append(running.enter_context(serving_on(listener, tmp_path / f"worker-{kill + 1}")))
+            wait_for(lambda: old.status()["connections"]["requests"] > before + 50)  # noqa: B023
+            old.process.kill()
+            for one in asking:
+                statuses += one.result(PATIENCE_S)
+        assert workers[-1].stop() == 0
+        with serving_on(listener, tmp_path / "last") as last:
+            assert last.stop() == 0
+        found = impressions_by_number(*(worker.log for worker in (*workers, last)))
+    assert statuses == {200: kills * each * clients}
+    assert found.keys() == set(range(kills * each * clients))
+    assert {len(ids) for ids in found.values()} == {1}
+    retried = [line for line in (tmp_path / "nginx" / "access.log").read_text().splitlines() if '"502, 200"' in line]
+    assert retried, "no kill hit anything"
+
+
+# Images
+
+
+class Origin(ThreadingHTTPServer):
+    """Gives one image under every path: `version` of it, fresh for a second. `gate` holds its answers back."""
+
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), OriginHandler)
+        self.version = 1
+        self.gate = threading.Event()
+        self.gate.set()
+        self.asked: list[tuple[str, dict[str, str]]] = []
+        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.server_address[1]}"
+
+    def close(self) -> None:
+        self.shutdown()
+        self.server_close()
+
+
+class OriginHandler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.0"
+    server: Origin
+
+    def do_GET(self) -> None:
+        origin = self.server
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        origin.asked.append((self.path, headers))
+        assert origin.gate.wait(PATIENCE_S)
+        body = f"image {origin.version}".encode()
+        etag = f'"v{origin.version}"'
+        same = headers.get("if-none-match") == etag
+        self.send_response(304 if same else 200)
+        self.send_header("ETag", etag)
+        self.send_header("Last-Modified", f"Sun, 0{origin.version} Nov 2026 00:00:00 GMT")
+        self.send_header("Cache-Control", "max-age=1")
+        self.send_header("Set-Cookie", "origin=1")
+        if not same:
+            self.send_header("Content-Length", str(len(body)))
+            self.send_header("Content-Type", "image/png")
+        self.end_headers()
+        if not same:
+            self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@contextmanager
+def images(folder: Path) -> Iterator[tuple[Origin, str]]:
+    """An origin, and the address of an nginx in front of it."""
+    origin = Origin()
+    address = free_address()
+    try:
+        with services.nginx(folder, folder / "none.sock", address, origin=origin.address):
+            yield origin, address
+    finally:
+        origin.close()
+
+
+def image(address: str, **headers: str) -> tuple[str, bytes]:
+    """How the cache fared, and the body."""
+    answer = ask(address, "/creatives/spring.png", "GET", None, **headers)
+    assert answer.status == 200, answer
+    assert answer.headers["Set-Cookie"] is None
+    return answer.headers["X-Cache-Status"], answer.body
+
+
+def test_many_who_want_a_new_image_make_one_request_to_the_origin(tmp_path: Path) -> None:
+    with images(tmp_path) as (origin, address), ThreadPoolExecutor(50) as pool:
+        origin.gate.clear()
+        asking = [pool.submit(image, address, cookie="visitor=1", authorization="secret") for _ in range(50)]
+
+        def at_work() -> int:
+            text = ask(address, "/nginx_status").body.decode()
+            return int(text.partition("Writing: ")[2].split()[0])
+
+        # All of them and the one who looks.
+        wait_for(lambda: at_work() == 51)
+        origin.gate.set()
+        assert {one.result(PATIENCE_S)[1] for one in asking} == {b"image 1"}
+        ((path, headers),) = origin.asked
+        assert path == "/creatives/spring.png"
+        assert headers["host"] == "img.example.net"
+        assert not {"cookie", "authorization"} & set(headers)
+
+
+def test_both_sides_answer_304(tmp_path: Path) -> None:
+    with images(tmp_path) as (origin, address):
+        assert image(address) == ("MISS", b"image 1")
+        for condition in ({"if_none_match": '"v1"'}, {"if_modified_since": "Sun, 01 Nov 2026 00:00:00 GMT"}):
+            unchanged = ask(address, "/creatives/spring.png", "GET", None, **condition)
+            assert (unchanged.status, unchanged.body) == (304, b"")
+            assert unchanged.headers["ETag"] == '"v1"'
+        # Once it is old it is renewed in the background, by a 304 of the origin.
+        wait_for(lambda: image(address) and len(origin.asked) == 2)
+        assert origin.asked[1][1]["if-none-match"] == '"v1"'
+        assert origin.asked[1][1]["if-modified-since"] == "Sun, 01 Nov 2026 00:00:00 GMT"
+        wait_for(lambda: image(address) == ("HIT", b"image 1"))
+
+
+def test_an_old_image_is_served_at_once_while_the_new_one_comes(tmp_path: Path) -> None:
+    with images(tmp_path) as (origin, address):
+        assert image(address) == ("MISS", b"image 1")
+        origin.version = 2
+        origin.gate.clear()
+        # Nobody waits for the origin, neither who finds that the image is old nor those after.
+        wait_for(lambda: image(address) == ("STALE", b"image 1"))
+        for _ in range(5):
+            assert image(address) == ("UPDATING", b"image 1")
+        wait_for(lambda: len(origin.asked) == 2)
+        origin.gate.set()
+        wait_for(lambda: image(address)[1] == b"image 2")
+
+
+def test_an_old_image_is_served_when_the_origin_is_gone(tmp_path: Path) -> None:
+    with images(tmp_path) as (origin, address):
+        assert image(address) == ("MISS", b"image 1")
+        origin.close()
+        wait_for(lambda: image(address) == ("STALE", b"image 1"))
+        assert ask(address, "/creatives/other.png").status == 502
+
+
+def test_images_are_only_read(tmp_path: Path) -> None:
+    with images(tmp_path) as (origin, address):
+        assert ask(address, "/creatives/spring.png", "POST", b"x").status == 403
+        assert ask(address, "/creatives/spring.png", "DELETE").status == 403
+        assert origin.asked == []
