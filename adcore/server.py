@@ -14,7 +14,6 @@ import platform
 import random
 import signal
 import socket
-import sys
 import time
 from collections.abc import Awaitable, Iterator
 from importlib import resources
@@ -23,7 +22,7 @@ from pathlib import Path
 import msgspec
 import uvloop
 
-from adcore import __version__
+from adcore import __version__, errorlog
 from adcore.config import Config, reload_config
 from adcore.control.explain import ExplainError, explain_request
 from adcore.control.handlers import ControlHandlers
@@ -80,7 +79,7 @@ FIXED_SETTINGS = (
 
 def run(config: Config) -> int:
     """Serve until a signal says stop; the exit status. Raises AdcoreError when it cannot start."""
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    errorlog.install()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(Server(config).run())
 
@@ -354,6 +353,7 @@ class Server:
     async def _turn(self) -> None:
         while True:
             await asyncio.sleep(TURN_INTERVAL_S)
+            errorlog.flush()
             self.state.counters.turn(self.calendar.moment(time.time()))
 
     async def _save_counts(self) -> None:

@@ -1,0 +1,111 @@
+"""tools/logrotate/adcore, run by the real logrotate while the server is under load."""
+
+import signal
+import subprocess
+import sys
+from collections import Counter
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.process import ROOT, Adcore, Connection, serving, wait_for
+from tests.services import program
+
+SHIPPED = ROOT / "tools" / "logrotate" / "adcore"
+
+
+class Logrotate:
+    """The shipped file, edited for `log` and `pid_files`."""
+
+    def __init__(self, folder: Path, log: Path, pid_files: str) -> None:
+        text = SHIPPED.read_text()
+        for old, new in {
+            "/var/lib/adcore/delivery.log /var/lib/adcore/*/delivery.log": str(log),
+            "/run/adcore/*.pid": pid_files,
+            "/run/systemd/system": "/nonexistent",  # the services of this host are none of the test's business
+        }.items():
+            assert old in text
+            text = text.replace(old, new)
+        folder.mkdir()
+        self.conf = folder / "adcore"
+        self.conf.write_text(text)
+        self.conf.chmod(0o644)
+        self.state = folder / "state"
+
+    def rotate(self) -> None:
+        rotated = subprocess.run(
+            [program("logrotate", "logrotate"), "--force", "--verbose", "--state", str(self.state), str(self.conf)],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert rotated.returncode == 0, rotated.stderr
+        assert "error" not in rotated.stderr, rotated.stderr
+
+
+def ask_numbered(server: Adcore, first: int, count: int) -> None:
+    connection = Connection(server.address)
+    for number in range(first, first + count):
+        connection.request("GET", f"/v1/decision?placement=top&kv.n={number}")
+        response = connection.getresponse()
+        response.read()
+        assert response.status == 200
+    connection.close()
+
+
+@pytest.mark.parametrize("form", ["msgpack", "json"])
+def test_every_record_is_there_once_over_all_files(tmp_path: Path, form: str) -> None:
+    rotations, clients, each = 6, 2, 300
+    asking: list[Future[None]] = []
+    with (
+        serving(tmp_path / "state", "--log-format", form, "--pid-file", f"{tmp_path}/1.pid") as server,
+        ThreadPoolExecutor(clients) as pool,
+    ):
+        logrotate = Logrotate(tmp_path / "logrotate", server.log, f"{tmp_path}/*.pid")
+        for rotation in range(rotations):
+            asking += [
+                pool.submit(ask_numbered, server, (rotation * clients + client) * each, each)
+                for client in range(clients)
+            ]
+            wait_for(lambda: server.log.exists() and server.log.stat().st_size)
+            logrotate.rotate()
+        for one in asking:
+            one.result()
+        wait_for(lambda: server.status()["log"]["reopens"] == rotations)
+        assert server.stop() == 0
+        logs = sorted(tmp_path.glob("state/delivery.log*"))
+        assert [path.name for path in logs] == [
+            *("delivery.log", "delivery.log.1"),
+            *(f"delivery.log.{number}.gz" for number in range(2, rotations + 1)),
+        ]
+        found = Counter(int(dict(record["key_values"])["n"]) for record in server.records(*logs))
+    assert found == Counter(range(rotations * clients * each))
+    assert all(path.stat().st_mode & 0o777 == 0o640 for path in logs)
+
+
+def test_an_empty_log_and_a_missing_one_are_left_alone(tmp_path: Path) -> None:
+    log = tmp_path / "delivery.log"
+    logrotate = Logrotate(tmp_path / "logrotate", log, f"{tmp_path}/*.pid")
+    logrotate.rotate()
+    assert not log.exists()
+    log.touch()
+    logrotate.rotate()
+    assert not log.with_name("delivery.log.1").exists()
+
+
+def test_a_pid_file_that_was_left_behind_kills_nobody(tmp_path: Path) -> None:
+    log = tmp_path / "delivery.log"
+    logrotate = Logrotate(tmp_path / "logrotate", log, f"{tmp_path}/*.pid")
+    # Another program has the number by now, and USR1 would end it.
+    with subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE) as bystander:
+        (tmp_path / "1.pid").write_text(f"{bystander.pid}\n")
+        (tmp_path / "2.pid").touch()
+        log.write_text("x")
+        logrotate.rotate()
+        assert log.with_name("delivery.log.1").exists()
+        assert bystander.stdin is not None
+        bystander.stdin.close()
+        bystander.wait(60)
+        assert bystander.returncode != -signal.SIGUSR1
