@@ -14,7 +14,7 @@ from pathlib import Path
 from adcore.config import load_config
 from adcore.errors import AdcoreError, ConfigError
 from adcore.version import version_text
-from adtools import doctor, explain, inventory, log
+from adtools import doctor, explain, forward, inventory, log
 
 EPILOG = """\
 a first round:
@@ -76,6 +76,6 @@ def argument_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=version_text())
     subparsers = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
-    for module in (inventory, explain, log, doctor):
+    for module in (inventory, explain, log, forward, doctor):
         module.add_parser(subparsers)
     return parser
