@@ -200,6 +200,7 @@ class Upstream:
         pytest.param(["answer", "close", "answer"], [200, 200], 3, id="a kept-alive connection breaks"),
         pytest.param(["answer", "reset", "answer"], [200, 200], 3, id="a kept-alive connection is reset"),
         pytest.param(["close", "answer"], [502], 1, id="a new connection breaks"),
+        pytest.param(["answer", "hang", "answer"], [200, 504], 2, id="no answer in time on a kept-alive connection"),
         pytest.param(["hang", "answer"], [504], 1, id="no answer in time is not asked again"),
         pytest.param(["cut", "answer"], [200], 1, id="an answer that has begun is not asked again"),
     ],
