@@ -250,9 +250,7 @@ def serving_on(listener: socket.socket, state: Path) -> Iterator[Adcore]:
     """An adcore that accepts on a socket that others have too, and takes over what they leave behind."""
     spool_dir = state.parent / "spool"
     spool_dir.mkdir(exist_ok=True)
-    server = Adcore(
-        state, "--fd", str(listener.fileno()), "--spool-dir", str(spool_dir), pass_fds=(listener.fileno(),)
-    )
+    server = Adcore(state, "--fd", str(listener.fileno()), "--spool-dir", str(spool_dir), pass_fds=(listener.fileno(),))
     try:
         wait_for(lambda: "serving on" in server.errors, lambda: server.errors)
         yield server
