@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from adcore import config as configuration
 from adcore.errors import AdcoreError, ConfigError, StartError
+from adcore.seat import Seat
 from adcore.version import version_text
 
 
@@ -38,6 +39,7 @@ def _run(argv: Sequence[str]) -> int:
     if version:
         print(version_text())
         return 0
+    seat = Seat.take()
     config = configuration.load_config(flags)
     if show:
         print(configuration.format_toml(config), end="")
@@ -45,6 +47,10 @@ def _run(argv: Sequence[str]) -> int:
     if check:
         print(f"adcore: the configuration is right; it would listen on {config.describe_listener()}")
         return 0
+    if seat is None and config.workers > 1:
+        from adcore import workers
+
+        return workers.run(config)
     from adcore import server  # only now: the rest needs no event loop and no driver
 
-    return server.run(config)
+    return server.run(config, seat)

@@ -81,6 +81,7 @@ class Config:
 
     state_dir: Path
     pid_file: Path | None
+    workers: int
     graceful_timeout: float
 
     # Not settings: where each value came from, and what to read again on HUP.

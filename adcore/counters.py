@@ -18,6 +18,7 @@ from adcore.core.reason import Reason
 
 CounterState = dict[str, tuple[int, int, int, int, int]]
 """{campaign: (impressions, clicks, day, impressions on that day, clicks on that day)}"""
+NOTHING = (0, 0, 0, 0, 0)
 
 
 class Count(Delivered):
@@ -40,6 +41,8 @@ class Counters:
         self.changed = False
         self._counts: dict[str, Count] = {}
         self._limited: dict[str, Campaign] = {}
+        self._others: CounterState = {}
+        """What the counts have of other processes."""
 
     def of(self, campaign_id: str) -> Count:
         count = self._counts.get(campaign_id)
@@ -100,23 +103,50 @@ class Counters:
         return reason
 
     def to_state(self) -> CounterState:
-        return {
-            campaign_id: (d.impressions, d.clicks, d.day, d.impressions_today, d.clicks_today)
-            for campaign_id, d in self._counts.items()
-        }
+        """What this process has counted itself: all but what `rebase` has told it of others."""
+        state = {}
+        for campaign_id, d in self._counts.items():
+            impressions, clicks, day, impressions_today, clicks_today = self._others.get(campaign_id, NOTHING)
+            if day != d.day:
+                impressions_today = clicks_today = 0
+            own = (d.impressions - impressions, d.clicks - clicks)
+            if any(own):
+                state[campaign_id] = (
+                    *own,
+                    d.day,
+                    # A clock that was set back over midnight has taken more than there was.
+                    max(0, d.impressions_today - impressions_today),
+                    max(0, d.clicks_today - clicks_today),
+                )
+        return state
 
-    def rebase(self, before: CounterState, now: CounterState) -> None:
-        """Put the counts that this process started from (`before`) up to `now`, keeping what it has added itself."""
+    def restore(self, own: CounterState) -> None:
+        """Go on from what `to_state` gave once."""
+        self._add({}, own)
+
+    def rebase(self, others: CounterState) -> None:
+        """Take in what others have counted until now, in place of what they had the last time."""
+        self._add(self._others, others)
+        self._others = others
+
+    def _add(self, before: CounterState, now: CounterState) -> None:
         for campaign_id, (impressions, clicks, day, impressions_today, clicks_today) in now.items():
-            was = before.get(campaign_id, (0, 0, day, 0, 0))
+            was = before.get(campaign_id, NOTHING)
             count = self.of(campaign_id)
             count.until_look = 0
             count.impressions += impressions - was[0]
             count.clicks += clicks - was[1]
+            counted_then = was[2] == day == count.day
             if day > count.day:
                 count.turn_to(day)
             if day == count.day:
-                counted_then = was[2] == day
                 count.impressions_today += impressions_today - (was[3] if counted_then else 0)
                 count.clicks_today += clicks_today - (was[4] if counted_then else 0)
-        self.changed = True
+
+
+def add_counts(total: CounterState, more: CounterState) -> None:
+    """Add `more` to `total`. Of two days the later one's counts are today's."""
+    for campaign_id, counts in more.items():
+        first, second = sorted((total.get(campaign_id, NOTHING), counts), key=lambda c: c[2])
+        today = (second[3], second[4]) if first[2] < second[2] else (first[3] + second[3], first[4] + second[4])
+        total[campaign_id] = (first[0] + second[0], first[1] + second[1], second[2], *today)

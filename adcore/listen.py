@@ -126,14 +126,14 @@ def open_listener(config: Config, environ: MutableMapping[str, str] = os.environ
     systemd_fd = _take_systemd_fd(environ)
     if config.listener == "fd":
         assert config.fd is not None
-        return _adopt(config.fd, f"--fd {config.fd}", config.backlog)
+        return adopt(config.fd, f"--fd {config.fd}", config.backlog)
     if systemd_fd is not None:
         if config.listener != "default":
             raise StartError(
                 f"systemd passed a socket (LISTEN_FDS), but {config.origin_of_listener} asks for another: "
                 "remove one of the two"
             )
-        return _adopt(systemd_fd, "LISTEN_FDS", config.backlog)
+        return adopt(systemd_fd, "LISTEN_FDS", config.backlog)
     address: Address = TcpAddress(config.host, config.port)
     if config.listener == "unix":
         assert config.unix is not None
@@ -325,7 +325,8 @@ def _take_systemd_fd(environ: MutableMapping[str, str]) -> int | None:
     return SYSTEMD_FIRST_FD
 
 
-def _adopt(fd: int, origin: str, backlog: int) -> Listener:
+def adopt(fd: int, origin: str, backlog: int) -> Listener:
+    """The listener on an inherited descriptor; `origin` is who named it. Raises StartError."""
     try:
         sock = socket.socket(fileno=fd)
     except OSError as error:

@@ -15,7 +15,7 @@ import random
 import signal
 import socket
 import time
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from importlib import resources
 from pathlib import Path
 
@@ -23,6 +23,7 @@ import msgspec
 import uvloop
 
 from adcore import __version__, errorlog
+from adcore.acceptor import Acceptor
 from adcore.config import Config, reload_config
 from adcore.control.explain import ExplainError, explain_request
 from adcore.control.handlers import ControlHandlers
@@ -32,7 +33,7 @@ from adcore.core.decision import Explanation
 from adcore.core.frequency import capped
 from adcore.core.inventory import parse_inventory
 from adcore.counterfile import CounterFile
-from adcore.counters import Counters, CounterState
+from adcore.counters import Counters
 from adcore.delivery import Delivery
 from adcore.deliverylog.queue import RecordQueue
 from adcore.deliverylog.record import FORMS
@@ -42,8 +43,18 @@ from adcore.errors import AdcoreError, SourceError, StartError
 from adcore.geoip import CountryDatabase
 from adcore.handlers import Handlers
 from adcore.http1.protocol import Http1Server, Limits
-from adcore.listen import Listener, open_address, open_listener, parse_address, serve
+from adcore.listen import (
+    Address,
+    Listener,
+    UnixAddress,
+    adopt,
+    open_address,
+    open_listener,
+    parse_address,
+    serve,
+)
 from adcore.pidfile import PidFile
+from adcore.seat import HELD_BACK, READY, Seat
 from adcore.settings import COUNTS_FILE, LAST_GOOD_FILE
 from adcore.sources import open_store
 from adcore.sources.lastgood import LastGood
@@ -72,16 +83,20 @@ FIXED_SETTINGS = (
         "memcached",
         "memcached_prefix",
     ),
-    *("log", "log_format", "log_queue_bytes", "spool_dir", "state_dir", "pid_file", "header_timeout", "idle_timeout"),
+    *("log", "log_format", "log_queue_bytes", "spool_dir", "state_dir", "pid_file", "workers"),
+    *("header_timeout", "idle_timeout"),
     "click_window",
 )
 
 
-def run(config: Config) -> int:
-    """Serve until a signal says stop; the exit status. Raises AdcoreError when it cannot start."""
+def run(config: Config, seat: Seat | None = None) -> int:
+    """Serve until a signal says stop; the exit status. Raises AdcoreError when it cannot start.
+
+    `seat` is that of a worker.
+    """
     errorlog.install()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(Server(config).run())
+        return runner.run(Server(config, seat).run())
 
 
 def impression_ids() -> Iterator[bytes]:
@@ -114,15 +129,18 @@ def install_sample_inventory(source: str) -> bool:
 class Server:
     """One process: its parts, in the order in which they are started."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, seat: Seat | None = None) -> None:
         self.config = config
+        self.seat = seat
+        self.parent = None if seat is None else seat.open_parent()
         self.started_monotonic = time.monotonic()
         self.stopping = asyncio.Event()
         self.hurrying = asyncio.Event()
+        self.told_to_stop = False
+        self.first_table = asyncio.Event()
         self.calendar = Calendar(config.time_zone)
         self.state = State(Counters(self.calendar), config.click_window)
         self.ids = impression_ids()
-        self.counts_on_disk: CounterState = {}
 
     async def run(self) -> int:
         config = self.config
@@ -132,18 +150,18 @@ class Server:
         if config.source_is_default and install_sample_inventory(config.source):
             log.info("serving the sample inventory, from %s", config.source)
         with contextlib.ExitStack() as on_exit:
-            if config.pid_file is not None:
+            if config.pid_file is not None and self.seat is None:
                 on_exit.enter_context(PidFile(config.pid_file))
-            listener = open_listener(config)
+            listener = open_public_listener(config, self.seat)
             on_exit.callback(listener.close)
-            control_listener = open_control_listener(config)
+            control_listener = open_control_listener(config, self.seat)
             if control_listener is not None:
                 on_exit.callback(control_listener.close)
             self.counter_file = CounterFile(config.state_dir / COUNTS_FILE)
             on_exit.callback(self.counter_file.close)
             self.counter_file.lock()
-            self.counts_on_disk = self.counter_file.load()
-            self.state.counters.rebase({}, self.counts_on_disk)
+            self.state.counters.restore(self.counter_file.load())
+            self.state.counters.rebase(self.counter_file.load_others())
             spool = Spool(config.spool_dir)
             on_exit.callback(spool.close)
             self.queue = RecordQueue(config.log_queue_bytes, FORMS[config.log_format], spool)
@@ -170,22 +188,22 @@ class Server:
         control_server = await serve(loop, control_listener, control, 16) if control_listener else None
         if not await self.refresher.start():
             log.error("no ad table yet; /ping says 503 until a source answers")
-        server = await serve(loop, listener, self.http, config.backlog)
-        log.info("serving on %s, pid %d", listener.describe, os.getpid())
-        # What start-up made stays for good: the collector need not look at it again.
-        gc.collect()
-        gc.freeze()
         timers = [
             loop.create_task(self.refresher.run(), name="refresh"),
             loop.create_task(self._turn(), name="turn"),
             loop.create_task(self._save_counts(), name="save-counts"),
         ]
         stopping = loop.create_task(self.stopping.wait())
+        stop_accepting = await self._accept(listener)
+        log.info("serving on %s, pid %d", listener.describe, os.getpid())
+        # What start-up made stays for good: the collector need not look at it again.
+        gc.collect()
+        gc.freeze()
         await asyncio.wait([stopping, writing, *timers], return_when=asyncio.FIRST_COMPLETED)
         if not self.stopping.is_set():
             log.error("a part of the server has ended by itself; stopping")
 
-        server.close()
+        await stop_accepting()
         listener.close()
         self.http.start_drain()
         await self._within(config.graceful_timeout, self.http.all_closed.wait())
@@ -200,6 +218,39 @@ class Server:
         failures = [task.exception() for task in (writing, *timers) if task.done() and not task.cancelled()]
         for failure in filter(None, failures):
             raise AdcoreError(f"a part of the server failed: {failure!r}") from failure
+
+    async def _accept(self, listener: Listener) -> Callable[[], Awaitable[None]]:
+        """Start to accept; what ends it."""
+        loop = asyncio.get_running_loop()
+        if self.seat is None or self.parent is None:
+            server = await serve(loop, listener, self.http, self.config.backlog)
+
+            async def stop_accepting() -> None:
+                server.close()
+
+            return stop_accepting
+        if not self.seat.alone:
+            # Other workers serve meanwhile, and have a table.
+            await self._until_stopping(self.first_table.wait())
+        connections = self.http.connections
+        acceptor = Acceptor(
+            *(loop, listener.sock, self.http, lambda: len(connections), self.seat.open_loads(), self.seat.slot)
+        )
+        acceptor.start()
+        self._tell_parent = loop.create_task(self._say_ready(self.parent))
+        return acceptor.close
+
+    async def _say_ready(self, parent: socket.socket) -> None:
+        await self._until_stopping(self.first_table.wait())
+        if not self.stopping.is_set():
+            with contextlib.suppress(OSError):  # it is gone, and that is noticed by other means
+                parent.send(READY)
+
+    async def _until_stopping(self, what: Awaitable[object]) -> None:
+        waits = [asyncio.ensure_future(what), asyncio.ensure_future(self.stopping.wait())]
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
 
     async def _within(self, seconds: float, what: Awaitable[object]) -> None:
         """Wait for `what`, but no longer than `seconds` or until there is a hurry."""
@@ -230,6 +281,7 @@ class Server:
 
     def _use_table(self, table: AdTable) -> None:
         self.state.use(table, self.calendar.moment(time.time()))
+        self.first_table.set()
         for problem in table.rejected:
             log.warning("a bad row is left out: %s", problem)
 
@@ -308,7 +360,7 @@ class Server:
         }
 
     def _counter_status(self) -> dict[str, object]:
-        return {"held": self.state.counters.held, "saved_here": self.counter_file.locked}
+        return {"held": self.state.counters.held, "file": str(self.counter_file.path)}
 
     # What happens on the way
 
@@ -318,13 +370,26 @@ class Server:
         loop.add_signal_handler(signal.SIGINT, self._on_int)
         loop.add_signal_handler(signal.SIGHUP, self._on_hup)
         loop.add_signal_handler(signal.SIGUSR1, lambda: self.writer.reopen())
+        if self.parent is not None:
+            loop.add_reader(self.parent, self._on_parent_gone)
+            # It started this process with these signals held back, so that none ended it before now.
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_BACK)
 
     def _on_term(self) -> None:
-        if self.stopping.is_set():
+        if self.told_to_stop:
             self.hurrying.set()
-        else:
+        elif not self.stopping.is_set():
             log.info("TERM: finishing what is under way")
-            self.stopping.set()
+        self.told_to_stop = True
+        self.stopping.set()
+
+    def _on_parent_gone(self) -> None:
+        """Drain, but in no hurry if systemd has sent a TERM of its own to every process of the unit."""
+        assert self.parent is not None
+        asyncio.get_running_loop().remove_reader(self.parent)
+        if not self.stopping.is_set():
+            log.info("pid %d is let go: finishing what is under way", os.getpid())
+        self.stopping.set()
 
     def _on_int(self) -> None:
         self.stopping.set()
@@ -362,12 +427,12 @@ class Server:
             self._write_counts()
 
     def _write_counts(self) -> None:
-        """Keep the delivery counts. The file is small and its directory local, so this is done on the loop."""
+        """Exchange counts with the other processes. The files are small and local, so this is done on the loop."""
         counters = self.state.counters
-        if not self.counter_file.locked:
-            if not self.counter_file.lock():
-                return
-            counters.rebase(self.counts_on_disk, self.counter_file.load())
+        try:
+            counters.rebase(self.counter_file.load_others())
+        except StartError as error:
+            log.error("%s", error)
         if counters.changed:
             counters.changed = False
             try:
@@ -386,10 +451,19 @@ def make_state_dir(config: Config) -> None:
         ) from error
 
 
-def open_control_listener(config: Config) -> Listener | None:
+def open_public_listener(config: Config, seat: Seat | None) -> Listener:
+    if seat is None:
+        return open_listener(config)
+    return adopt(seat.listener_fd, f"worker {seat.number}", config.backlog)
+
+
+def open_control_listener(config: Config, seat: Seat | None) -> Listener | None:
     if config.control is None:
         return None
-    return open_address(parse_address(config.control), backlog=16, unix_mode=config.unix_mode)
+    address: Address = parse_address(config.control)
+    if seat is not None:  # that one is the parent's
+        address = UnixAddress(seat.control_path(config.state_dir))
+    return open_address(address, backlog=16, unix_mode=config.unix_mode)
 
 
 def process_status(started_monotonic: float) -> dict[str, object]:

@@ -479,6 +479,13 @@ SECTIONS: dict[str, tuple[Setting, ...]] = {
         ),
         Setting("pid_file", PATH, None, "keep the process id here, locked", "one server per file"),
         Setting(
+            "workers",
+            _integer(1, 256),
+            1,
+            "processes that serve",
+            "one per core that nginx leaves free; above 1 a parent holds the socket and replaces them on HUP",
+        ),
+        Setting(
             "graceful_timeout",
             _seconds(0, 3600),
             10.0,

@@ -1,0 +1,411 @@
+"""The parent of several workers: holds the socket, starts them, restarts the dead, rolls over on HUP.
+
+It binds the listening socket and never lets go of it, so that connections wait there while any worker is replaced. A
+worker is a new interpreter, started with the parent's own command line and a seat (seat.py): a fork alone would keep
+the parent's code and configuration for ever, and HUP shall pick up new ones.
+
+    starting ──ready──► serving ──let go──► draining ──► gone
+        └──────── ends by itself ────────────────────────► gone, and another one starts after a pause
+
+HUP replaces the workers one after the other: the old one is let go only when the new one is ready, so a version that
+cannot start leaves the old ones serving. To let go is to close the parent's end of a socket pair. It is no signal,
+because systemd sends TERM to every process of a unit besides, and a second TERM means hurry; and the parent's death
+closes it as well.
+
+Imports nothing that serves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from asyncio.subprocess import Process
+from collections.abc import Coroutine, Iterator
+from typing import Any
+
+from adcore import __version__
+from adcore.config import Config
+from adcore.control.front import Front, WorkerView
+from adcore.errors import StartError
+from adcore.listen import Listener, open_address, open_listener, parse_address, unix_path_problem
+from adcore.pidfile import PidFile
+from adcore.seat import HELD_BACK, READY, VARIABLE, Loads, Seat, control_path
+
+log = logging.getLogger("adcore.workers")
+
+# Pauses before a worker that ended by itself is started again. One accident costs nobody a second; a worker that
+# cannot live costs a start every half minute.
+RESTART_PAUSE_MIN_S = 0.1
+RESTART_PAUSE_MAX_S = 30.0
+# After so long a life the next death is an accident again.
+STABLE_S = 60.0
+# A table of 100,000 creatives takes seconds; a successor that needs longer than this has a problem.
+READY_MAX_S = 120.0
+# A worker's own drain may take the graceful timeout for connections and again for the log; then it is stuck.
+STUCK_S = 5.0
+# What a hurry leaves them to write the log.
+HURRY_S = 3.0
+# What tells a service manager's child that it is one is the parent's.
+_PARENTS_OWN = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
+
+
+def run(config: Config) -> int:
+    """Keep `config.workers` workers serving until a signal says stop; the exit status. Raises StartError."""
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    return asyncio.run(Parent(config).run())
+
+
+class Backoff:
+    """How long to wait before the next start: twice as long after each short life."""
+
+    def __init__(self) -> None:
+        self._pause_s = RESTART_PAUSE_MIN_S
+
+    def after(self, lived_s: float) -> float:
+        if lived_s >= STABLE_S:
+            self._pause_s = RESTART_PAUSE_MIN_S
+        pause_s, self._pause_s = self._pause_s, min(self._pause_s * 2, RESTART_PAUSE_MAX_S)
+        return pause_s
+
+
+class Worker:
+    """One worker process, from its start to its end."""
+
+    def __init__(self, seat: Seat, process: Process, line: socket.socket) -> None:
+        self.number = seat.number
+        self.slot = seat.slot
+        self.process = process
+        self.started_monotonic = time.monotonic()
+        self.is_let_go = False
+        self.ready = asyncio.Event()
+        self._line = line
+        asyncio.get_running_loop().add_reader(line, self._on_line)
+        self.gone = asyncio.ensure_future(process.wait())
+        """Its exit status, negative for a signal's number."""
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def is_gone(self) -> bool:
+        return self.gone.done()
+
+    @property
+    def state(self) -> str:
+        return "draining" if self.is_let_go else "serving" if self.ready.is_set() else "starting"
+
+    def let_go(self) -> None:
+        """Have it drain and end."""
+        self.is_let_go = True
+        self._hang_up()
+
+    def signal(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self.process.send_signal(number)
+
+    async def becomes_ready(self) -> bool:
+        """Wait until it serves; False when it has ended, or READY_MAX_S are over, before that."""
+        ready = asyncio.ensure_future(self.ready.wait())
+        await asyncio.wait([ready, self.gone], timeout=READY_MAX_S, return_when=asyncio.FIRST_COMPLETED)
+        ready.cancel()
+        return self.ready.is_set() and not self.is_gone
+
+    async def ends(self, within_s: float) -> None:
+        """Wait until it has ended, and see to it when it takes longer than `within_s`."""
+        done, _ = await asyncio.wait([self.gone], timeout=within_s)
+        if not done:
+            log.error("%s does not end; it is killed", self)
+            self.process.kill()
+            await self.gone
+
+    def close(self) -> None:
+        """It is gone."""
+        self._hang_up()
+
+    def _on_line(self) -> None:
+        said = b""
+        with contextlib.suppress(OSError):
+            said = self._line.recv(16)
+        if READY in said:
+            log.info("%s is ready", self)
+            self.ready.set()
+        elif not said:
+            self._hang_up()
+
+    def _hang_up(self) -> None:
+        if self._line.fileno() >= 0:
+            asyncio.get_running_loop().remove_reader(self._line)
+            self._line.close()
+
+    def __str__(self) -> str:
+        return f"worker {self.number}, pid {self.pid},"
+
+
+class Parent:
+    """Keeps the workers. `current` has the one of each number that shall serve, also while it starts or is dead."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.numbers = range(1, config.workers + 1)
+        self.started_monotonic = time.monotonic()
+        self.restarts = 0
+        self.rollovers = 0
+        self.failed_rollovers = 0
+        self.current: dict[int, Worker] = {}
+        self.workers: list[Worker] = []
+        """All that live."""
+        self._backoffs = {number: Backoff() for number in self.numbers}
+        self._places = {number: asyncio.Lock() for number in self.numbers}
+        """Held while it is decided who is the current one."""
+        self._loads = Loads.create(2 * config.workers)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._has_started = False
+        self._stopping = asyncio.Event()
+        self._hurrying = asyncio.Event()
+        self._rollover_wanted = asyncio.Event()
+
+    async def run(self) -> int:
+        self._listen_to_signals()
+        with contextlib.ExitStack() as on_exit:
+            if self.config.pid_file is not None:
+                on_exit.enter_context(PidFile(self.config.pid_file))
+            self._listener = open_listener(self.config)
+            on_exit.callback(self._listener.close)
+            control = open_control_listener(self.config)
+            if control is not None:
+                on_exit.callback(control.close)
+                on_exit.enter_context(Front(control.sock, self._views, self._status))
+            try:
+                await self._first_start()
+                await self._until_stopping(self._roll_over_when_wanted())
+            finally:
+                clean = await self._stop()
+        return 0 if clean else 1
+
+    # Starting
+
+    async def _first_start(self) -> None:
+        """One, and when that is ready the others: what keeps one from starting keeps all. Raises StartError."""
+        first, *others = self.numbers
+        for group in ([first], others):
+            started = [await self._start(number) for number in group]
+            for worker in started:
+                self.current[worker.number] = worker
+            await self._until_stopping(self._all_ready(started))
+        if not self._stopping.is_set():
+            self._has_started = True
+            log.info("serving on %s with %d workers, pid %d", self._listener.describe, len(self.numbers), os.getpid())
+
+    async def _all_ready(self, started: list[Worker]) -> None:
+        for worker in started:
+            ready = asyncio.ensure_future(worker.ready.wait())
+            # However long: it answers 503 until a source gives it a table.
+            await asyncio.wait([ready, worker.gone], return_when=asyncio.FIRST_COMPLETED)
+            ready.cancel()
+            if not worker.ready.is_set() and not self._stopping.is_set():
+                raise StartError(f"worker {worker.number} could not start: it {describe_end(worker.gone.result())}")
+
+    async def _start(self, number: int) -> Worker:
+        """Start a process for this number."""
+        taken = {worker.slot for worker in self.workers}
+        mine, its = socket.socketpair()
+        mine.setblocking(False)
+        with its:
+            seat = Seat(
+                number=number,
+                slot=next(slot for slot in (number - 1, number - 1 + len(self.numbers)) if slot not in taken),
+                slots=2 * len(self.numbers),
+                alone=not any(worker.state == "serving" for worker in self.workers),
+                listener_fd=self._listener.sock.fileno(),
+                parent_fd=its.fileno(),
+                loads_fd=self._loads.fd,
+            )
+            environment = {name: value for name, value in os.environ.items() if name not in _PARENTS_OWN}
+            with signals_held_back():
+                process = await asyncio.create_subprocess_exec(
+                    sys.executable,
+                    *sys.orig_argv[1:],
+                    env={**environment, VARIABLE: seat.to_variable()},
+                    stdin=asyncio.subprocess.DEVNULL,
+                    pass_fds=(seat.listener_fd, seat.parent_fd, seat.loads_fd),
+                )
+        worker = Worker(seat, process, mine)
+        self.workers.append(worker)
+        self._spawn(self._see_off(worker))
+        if self._stopping.is_set():
+            worker.let_go()
+        return worker
+
+    async def _see_off(self, worker: Worker) -> None:
+        """Wait for its end, tidy up after it, and start another one if it should have lived."""
+        status = await worker.gone
+        worker.close()
+        self.workers.remove(worker)
+        self._loads.leave(worker.slot)
+        control_path(self.config.state_dir, worker.slot).unlink(missing_ok=True)
+        if worker.is_let_go:
+            (log.info if status == 0 else log.error)("%s %s", worker, describe_end(status))
+            return
+        lived_s = time.monotonic() - worker.started_monotonic
+        log.error("%s %s after %.1f s", worker, describe_end(status), lived_s)
+        if not worker.ready.is_set():
+            if not self._has_started:
+                return  # _first_start says what that means
+            lived_s = 0.0
+        pause_s = self._backoffs[worker.number].after(lived_s)
+        if self.current.get(worker.number) is worker:
+            log.info("worker %d is started again in %.1f s", worker.number, pause_s)
+            await self._until_stopping(asyncio.sleep(pause_s))
+        async with self._places[worker.number]:
+            if self.current.get(worker.number) is worker and not self._stopping.is_set():
+                self.restarts += 1
+                self.current[worker.number] = await self._start(worker.number)
+
+    # Rolling over
+
+    async def _roll_over_when_wanted(self) -> None:
+        while True:
+            await self._rollover_wanted.wait()
+            self._rollover_wanted.clear()
+            log.info("HUP: replacing %d workers, one at a time", len(self.numbers))
+            for number in self.numbers:
+                if not await self._replace(number):
+                    self.failed_rollovers += 1
+                    log.error("HUP: the new worker %d does not start; the old one goes on, and those after it", number)
+                    break
+            else:
+                self.rollovers += 1
+                log.info("HUP: all workers are replaced")
+
+    async def _replace(self, number: int) -> bool:
+        async with self._places[number]:
+            old = self.current[number]
+            new = await self._start(number)
+            if not await new.becomes_ready():
+                if not new.is_gone:
+                    log.error("%s is not ready after %d s", new, READY_MAX_S)
+                    new.let_go()
+                    await new.ends(HURRY_S)
+                return False
+            self.current[number] = new
+        old.let_go()
+        await old.ends(self._drain_max_s)
+        return True
+
+    # Stopping
+
+    async def _stop(self) -> bool:
+        """End all workers, in order unless there is a hurry; whether all ended well."""
+        self._stopping.set()
+        ending = list(self.workers)
+        for worker in ending:
+            worker.let_go()
+        hurrying = asyncio.ensure_future(self._hurrying.wait())
+        all_gone = asyncio.gather(*(worker.gone for worker in ending))
+        waits: list[asyncio.Future[Any]] = [all_gone, hurrying]
+        await asyncio.wait(waits, timeout=self._drain_max_s, return_when=asyncio.FIRST_COMPLETED)
+        hurrying.cancel()
+        for worker in ending:
+            worker.signal(signal.SIGINT)
+        await asyncio.gather(*(worker.ends(HURRY_S) for worker in ending))
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        return all(worker.gone.result() == 0 for worker in ending)
+
+    @property
+    def _drain_max_s(self) -> float:
+        return 2 * self.config.graceful_timeout + STUCK_S
+
+    # Signals
+
+    def _listen_to_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self._on_term)
+        loop.add_signal_handler(signal.SIGINT, self._on_int)
+        loop.add_signal_handler(signal.SIGHUP, self._rollover_wanted.set)
+        loop.add_signal_handler(signal.SIGUSR1, self._on_usr1)
+
+    def _on_term(self) -> None:
+        if self._stopping.is_set():
+            self._hurrying.set()
+        else:
+            log.info("TERM: the workers finish what is under way")
+            self._stopping.set()
+
+    def _on_int(self) -> None:
+        self._stopping.set()
+        self._hurrying.set()
+
+    def _on_usr1(self) -> None:
+        for worker in self.workers:
+            worker.signal(signal.SIGUSR1)
+
+    # What operators see; called by threads
+
+    def _views(self) -> list[WorkerView]:
+        workers = sorted(self.workers, key=lambda worker: (worker.number, worker.started_monotonic))
+        return [WorkerView(w.number, w.pid, w.state, str(control_path(self.config.state_dir, w.slot))) for w in workers]
+
+    def _status(self) -> dict[str, object]:
+        return {
+            "pid": os.getpid(),
+            "version": __version__,
+            "uptime_s": round(time.monotonic() - self.started_monotonic, 3),
+            "listener": self._listener.describe,
+            "workers_wanted": len(self.numbers),
+            "restarts": self.restarts,
+            "rollovers": self.rollovers,
+            "rollovers_failed": self.failed_rollovers,
+        }
+
+    # Details
+
+    async def _until_stopping(self, what: Coroutine[Any, Any, object]) -> None:
+        """Run it to its end, or until the stop; raises what it raises."""
+        running, stopping = asyncio.ensure_future(what), asyncio.ensure_future(self._stopping.wait())
+        await asyncio.wait([running, stopping], return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if running.done():
+            running.result()
+            return
+        running.cancel()
+        await asyncio.wait([running])
+
+    def _spawn(self, what: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(what)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+@contextlib.contextmanager
+def signals_held_back() -> Iterator[None]:
+    """What is started within has these signals wait until it lets them through (Server._listen_to_signals)."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def open_control_listener(config: Config) -> Listener | None:
+    """The address that one process would listen on itself. Raises StartError."""
+    if config.control is None:
+        return None
+    for slot in range(2 * config.workers):
+        if (problem := unix_path_problem(control_path(config.state_dir, slot))) is not None:
+            raise StartError(f"cannot ask the workers for their status: {problem}; choose a shorter --state-dir")
+    return open_address(parse_address(config.control), backlog=16, unix_mode=config.unix_mode)
+
+
+def describe_end(status: int) -> str:
+    if status < 0:
+        with contextlib.suppress(ValueError):
+            return f"was killed by {signal.Signals(-status).name}"
+    return "has ended" if status == 0 else f"exited with status {status}"
