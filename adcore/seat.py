@@ -109,3 +109,8 @@ class Loads:
         """The fewest connections that another accepting worker has; None when there is none."""
         others = [count for other, count in enumerate(self._cells) if other != slot and count != AWAY]
         return min(others, default=None)
+
+    def mean(self) -> float:
+        """Connections per accepting worker."""
+        accepting = [count for count in self._cells if count != AWAY]
+        return sum(accepting) / max(1, len(accepting))

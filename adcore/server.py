@@ -42,7 +42,9 @@ from adcore.deliverylog.writer import LogWriter
 from adcore.errors import AdcoreError, SourceError, StartError
 from adcore.geoip import CountryDatabase
 from adcore.handlers import Handlers
-from adcore.http1.protocol import Http1Server, Limits
+from adcore.http1.protocol import Handler, Http1Server, Limits
+from adcore.http1.request import Request
+from adcore.http1.response import Response
 from adcore.listen import (
     Address,
     Listener,
@@ -138,6 +140,7 @@ class Server:
         self.hurrying = asyncio.Event()
         self.told_to_stop = False
         self.first_table = asyncio.Event()
+        self.acceptor: Acceptor | None = None
         self.calendar = Calendar(config.time_zone)
         self.state = State(Counters(self.calendar), config.click_window)
         self.ids = impression_ids()
@@ -170,8 +173,9 @@ class Server:
             take_over(config.spool_dir, config.log, self.queue)
             self.refresher = self._make_refresher()
             on_exit.callback(self.refresher.close)
+            self.handlers = self._make_handlers(config, keyring, self.calendar)
             self.http = Http1Server(
-                self._make_handlers(config, keyring, self.calendar),
+                self.handlers,
                 Limits(request_s=config.header_timeout, idle_s=config.idle_timeout),
                 config.trusted_peers,
                 before_answers=self.queue.commit,
@@ -233,12 +237,12 @@ class Server:
             # Other workers serve meanwhile, and have a table.
             await self._until_stopping(self.first_table.wait())
         connections = self.http.connections
-        acceptor = Acceptor(
+        self.acceptor = Acceptor(
             *(loop, listener.sock, self.http, lambda: len(connections), self.seat.open_loads(), self.seat.slot)
         )
-        acceptor.start()
+        self.acceptor.start()
         self._tell_parent = loop.create_task(self._say_ready(self.parent))
-        return acceptor.close
+        return self.acceptor.close
 
     async def _say_ready(self, parent: socket.socket) -> None:
         await self._until_stopping(self.first_table.wait())
@@ -329,7 +333,7 @@ class Server:
 
         def capped_of(user: str) -> frozenset[str]:
             now = time.time()
-            user_hash = self.http.handler.delivery.user_hash(user)  # type: ignore[attr-defined]
+            user_hash = self.handlers.delivery.user_hash(user)
             return capped(self.state.memory.history(user_hash), table.caps, now)
 
         return explain_request(
@@ -406,7 +410,7 @@ class Server:
             log.error("HUP: the old configuration stays: %s", error)
         else:
             self.calendar = self.state.counters.calendar = calendar
-            self.http.handler = handlers
+            self.http.handler = self.handlers = handlers
             self.http.trusted_peers = config.trusted_peers
             self.refresher.interval_s = config.refresh
             fixed = [name for name in FIXED_SETTINGS if getattr(config, name) != getattr(self.config, name)]
@@ -420,6 +424,8 @@ class Server:
             await asyncio.sleep(TURN_INTERVAL_S)
             errorlog.flush()
             self.state.counters.turn(self.calendar.moment(time.time()))
+            if self.acceptor is not None and not self.stopping.is_set():
+                give_up(self.http, self.acceptor.excess())
 
     async def _save_counts(self) -> None:
         while True:
@@ -440,6 +446,31 @@ class Server:
             except OSError as error:
                 counters.changed = True
                 log.error("cannot save the delivery counts in %s: %s", self.counter_file.path, error.strerror)
+
+
+def give_up(http: Http1Server, connections: int) -> None:
+    """End this many connections, each with its next answer, so that their peers connect again."""
+    if connections == 0:
+        return
+    handler = http.handler.handler if isinstance(http.handler, Closing) else http.handler
+    http.handler = Closing(http, handler, connections)
+
+
+class Closing:
+    """Closes each connection after its answer, until there were enough; then the handler takes its place again."""
+
+    def __init__(self, http: Http1Server, handler: Handler, connections: int) -> None:
+        self.handler = handler
+        self._http = http
+        self._left = connections
+
+    def __call__(self, request: Request) -> Response:
+        self._left -= 1
+        if self._left == 0:
+            self._http.handler = self.handler
+        answer = self.handler(request)
+        # Not the object itself, which may be everybody's.
+        return Response(answer.status, answer.head, answer.body, close=True)
 
 
 def make_state_dir(config: Config) -> None:
