@@ -63,10 +63,12 @@ def environment(**variables: str) -> dict[str, str]:
 class Adcore:
     """A server process. `address` is its public listener, `control` that for operators, `state` its directory."""
 
-    def __init__(self, state: Path, *args: str, pass_fds: tuple[int, ...] = (), **variables: str) -> None:
+    def __init__(
+        self, state: Path, *args: str, pass_fds: tuple[int, ...] = (), address: str = "", **variables: str
+    ) -> None:
         self.state = state
         self.control = f"unix:{state}/control.sock"
-        self.address = f"unix:{state}/ad.sock"
+        self.address = address or f"unix:{state}/ad.sock"
         self.log = state / "delivery.log"
         state.mkdir(parents=True, exist_ok=True)
         self.errors_path = state / "stderr.txt"
@@ -122,9 +124,11 @@ class Adcore:
 
 
 @contextmanager
-def serving(state: Path, *args: str, pass_fds: tuple[int, ...] = (), **variables: str) -> Iterator[Adcore]:
+def serving(
+    state: Path, *args: str, pass_fds: tuple[int, ...] = (), address: str = "", **variables: str
+) -> Iterator[Adcore]:
     """A server that is ready, and is gone afterwards whatever happens."""
-    server = Adcore(state, *args, pass_fds=pass_fds, **variables)
+    server = Adcore(state, *args, pass_fds=pass_fds, address=address, **variables)
     try:
         server.wait_until_ready()
         yield server

@@ -121,9 +121,7 @@ class Running:
     def _start(self, command: list[str]) -> None:
         with (self.folder / "stderr.txt").open("ab") as errors:
             self.processes.append(
-                subprocess.Popen(
-                    command, stdin=subprocess.DEVNULL, stdout=errors, stderr=errors, env=environment({})
-                )
+                subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=errors, stderr=errors, env=environment({}))
             )
 
     def _serves(self, control: str) -> bool:
@@ -317,8 +315,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     result = {
         "machine": about,
         "versions": machine.versions(""),
-        "options": {"workers": options.workers, "requests": options.requests, "connections": options.connections,
-                    "keepalive": options.keepalive},
+        "options": {
+            "workers": options.workers,
+            "requests": options.requests,
+            "connections": options.connections,
+            "keepalive": options.keepalive,
+        },
         "ways": rows,
         "samples": [sample._asdict() for sample in samples],
     }

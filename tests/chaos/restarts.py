@@ -1,0 +1,104 @@
+"""Replace workers again and again under load: `python -m tests.chaos.restarts --count 100`.
+
+Over a unix path, TCP and an inherited descriptor in turn. No request may fail, and every id must be in the log exactly
+once. Every third time it is one worker that is ended by hand; otherwise HUP rolls over all of them.
+"""
+
+import argparse
+import os
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.chaos.load import loading, problems
+from tests.process import Adcore, serving, wait_for
+
+KINDS = ("unix", "tcp", "fd")
+WORKERS = 2
+
+
+class Outcome(NamedTuple):
+    replaced: int
+    answered: int
+    tried_again: int
+    problems: list[str]
+
+
+@contextmanager
+def server_on(kind: str, folder: Path) -> Iterator[Adcore]:
+    """A server with several workers that listens on a socket of this kind."""
+    args = ["--workers", str(WORKERS), "--graceful-timeout", "20"]
+    if kind == "unix":
+        with serving(folder, *args) as server:
+            yield server
+        return
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        address = f"127.0.0.1:{sock.getsockname()[1]}"
+        if kind == "fd":
+            with serving(folder, *args, "--fd", str(sock.fileno()), pass_fds=(sock.fileno(),), address=address) as s:
+                yield s
+            return
+    with serving(folder, *args, "--port", address.rpartition(":")[2], address=address) as server:
+        yield server
+
+
+def pids(server: Adcore) -> dict[int, int]:
+    """The pid of each number's worker that serves."""
+    return {one["number"]: one["pid"] for one in server.status()["workers"] if one["state"] == "serving"}
+
+
+def restart(kind: str, folder: Path, count: int) -> Outcome:
+    """Replace at least `count` workers under load."""
+    with server_on(kind, folder) as server:
+        wait_for(lambda: len(pids(server)) == WORKERS)
+        replaced = turn = 0
+        with loading(server.address) as load:
+            while replaced < count:
+                before = pids(server)
+                answered = len(load.answered)
+                turn += 1
+                if turn % 3:
+                    leaving = set(before.values())
+                    server.signal(signal.SIGHUP)
+                else:
+                    leaving = {before[1 + turn % WORKERS]}
+                    os.kill(*leaving, signal.SIGTERM)
+                wait_for(
+                    lambda leaving=leaving: len(pids(server)) == WORKERS and not leaving & set(pids(server).values()),
+                    lambda: server.errors[-3000:],
+                )
+                wait_for(lambda answered=answered: len(load.answered) > answered + 20)
+                replaced += len(leaving)
+        status = server.stop()
+        found = problems(load, server.records())
+        if status:
+            found.append(f"the parent ended with {status}: {server.errors[-1000:]}")
+        return Outcome(replaced, len(load.answered), load.tried_again, found)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos.restarts", description="Restarts under load.")
+    parser.add_argument("--count", type=int, default=100, help="workers replaced, over each kind (default: 100)")
+    parser.add_argument("--only", choices=KINDS, action="append", help="kinds of socket (default: all)")
+    options = parser.parse_args()
+    failed = False
+    for kind in options.only or KINDS:
+        with tempfile.TemporaryDirectory(prefix="adcore-") as folder:
+            outcome = restart(kind, Path(folder) / "state", options.count)
+        print(
+            f"{kind}: {outcome.replaced} workers replaced, {outcome.answered} requests answered, "
+            f"{outcome.tried_again} tried again, {len(outcome.problems)} problems"
+        )
+        for problem in outcome.problems[:20]:
+            print(f"  {problem}")
+        failed |= bool(outcome.problems)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
