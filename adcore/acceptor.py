@@ -69,10 +69,11 @@ class Acceptor:
 
     def excess(self) -> int:
         """How many connections this worker should give up, for the others to take."""
-        mean = self._loads.mean()
-        return max(0, int(self._publish() - mean * (1 + EXCESS_MIN) - 1))
+        own = self._publish()
+        return max(0, int(own - self._loads.mean() * (1 + EXCESS_MIN) - 1))
 
     def _publish(self) -> int:
+        # One that has just arrived counts twice for a moment, which is better than not at all.
         count = self._loads[self._slot] = self._connections() + len(self._arriving)
         return count
 

@@ -57,10 +57,6 @@ class Seat:
     def to_variable(self) -> str:
         return json.dumps(asdict(self))
 
-    def control_path(self, state_dir: Path) -> Path:
-        """Where the worker listens for its parent's questions."""
-        return control_path(state_dir, self.slot)
-
     def open_parent(self) -> socket.socket:
         sock = socket.socket(fileno=self.parent_fd)
         sock.set_inheritable(False)
@@ -72,8 +68,9 @@ class Seat:
         return Loads(self.loads_fd, self.slots)
 
 
-def control_path(state_dir: Path, slot: int) -> Path:
-    return state_dir / f"worker-{slot}.sock"
+def control_path(state_dir: Path, pid: int) -> Path:
+    """Where the worker listens for its parent's questions. Orphans that drain may share the directory with others."""
+    return state_dir / f"worker-{pid}.sock"
 
 
 class Loads:

@@ -56,7 +56,7 @@ from adcore.listen import (
     serve,
 )
 from adcore.pidfile import PidFile
-from adcore.seat import HELD_BACK, READY, Seat
+from adcore.seat import HELD_BACK, READY, Seat, control_path
 from adcore.settings import COUNTS_FILE, LAST_GOOD_FILE
 from adcore.sources import open_store
 from adcore.sources.lastgood import LastGood
@@ -493,7 +493,7 @@ def open_control_listener(config: Config, seat: Seat | None) -> Listener | None:
         return None
     address: Address = parse_address(config.control)
     if seat is not None:  # that one is the parent's
-        address = UnixAddress(seat.control_path(config.state_dir))
+        address = UnixAddress(control_path(config.state_dir, os.getpid()))
     return open_address(address, backlog=16, unix_mode=config.unix_mode)
 
 

@@ -27,6 +27,7 @@ import sys
 import time
 from asyncio.subprocess import Process
 from collections.abc import Coroutine, Iterator
+from pathlib import Path
 from typing import Any
 
 from adcore import __version__
@@ -51,6 +52,8 @@ READY_MAX_S = 120.0
 STUCK_S = 5.0
 # What a hurry leaves them to write the log.
 HURRY_S = 3.0
+# Linux's own bound (proc(5), pid_max).
+PID_MAX = 1 << 22
 # What tells a service manager's child that it is one is the parent's.
 _PARENTS_OWN = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
 
@@ -80,6 +83,7 @@ class Worker:
     def __init__(self, seat: Seat, process: Process, line: socket.socket) -> None:
         self.number = seat.number
         self.slot = seat.slot
+        """In the page of connection counts."""
         self.process = process
         self.started_monotonic = time.monotonic()
         self.is_let_go = False
@@ -249,7 +253,7 @@ class Parent:
         worker.close()
         self.workers.remove(worker)
         self._loads.leave(worker.slot)
-        control_path(self.config.state_dir, worker.slot).unlink(missing_ok=True)
+        control_path(self.config.state_dir, worker.pid).unlink(missing_ok=True)
         if worker.is_let_go:
             (log.info if status == 0 else log.error)("%s %s", worker, describe_end(status))
             return
@@ -351,7 +355,7 @@ class Parent:
 
     def _views(self) -> list[WorkerView]:
         workers = sorted(self.workers, key=lambda worker: (worker.number, worker.started_monotonic))
-        return [WorkerView(w.number, w.pid, w.state, str(control_path(self.config.state_dir, w.slot))) for w in workers]
+        return [WorkerView(w.number, w.pid, w.state, str(control_path(self.config.state_dir, w.pid))) for w in workers]
 
     def _status(self) -> dict[str, object]:
         return {
@@ -398,9 +402,11 @@ def open_control_listener(config: Config) -> Listener | None:
     """The address that one process would listen on itself. Raises StartError."""
     if config.control is None:
         return None
-    for slot in range(2 * config.workers):
-        if (problem := unix_path_problem(control_path(config.state_dir, slot))) is not None:
-            raise StartError(f"cannot ask the workers for their status: {problem}; choose a shorter --state-dir")
+    if (problem := unix_path_problem(control_path(config.state_dir, PID_MAX))) is not None:
+        raise StartError(f"cannot ask the workers for their status: {problem}; choose a shorter --state-dir")
+    for path in config.state_dir.glob("worker-*.sock"):  # of workers that were killed together with their parent
+        if not Path(f"/proc/{path.stem.removeprefix('worker-')}").exists():
+            path.unlink(missing_ok=True)
     return open_address(parse_address(config.control), backlog=16, unix_mode=config.unix_mode)
 
 

@@ -8,7 +8,7 @@ from adcore.core.adtable import AdTable, build_table
 from adcore.core.calendar import Calendar, Moment
 from adcore.core.reason import Reason
 from adcore.counterfile import CounterFile
-from adcore.counters import Counters
+from adcore.counters import Counters, add_counts
 from adcore.errors import StartError
 
 ZONE = ZoneInfo("Asia/Tokyo")
@@ -118,51 +118,99 @@ def test_counts_survive_a_restart(tmp_path: Path) -> None:
     moment = counters.calendar.moment(0)
     counters.use(built, moment)
     count_impression(counters, moment)
-    file = CounterFile(tmp_path / "counts.json")
-    assert file.lock()
+    file = locked(tmp_path)
     assert file.load() == {}
     file.save(counters.to_state())
     file.close()
 
     again = Counters(Calendar(UTC))
-    again.rebase({}, CounterFile(tmp_path / "counts.json").load())
+    again.restore(locked(tmp_path).load())
     again.use(built, moment)
     count_impression(again, moment)
     assert again.held == {"c": Reason.GOAL_REACHED}
 
 
-def test_a_successor_takes_over_what_its_predecessor_delivered_while_draining(tmp_path: Path) -> None:
-    old, new = CounterFile(tmp_path / "counts.json"), CounterFile(tmp_path / "counts.json")
-    first, second = Counters(Calendar(UTC)), Counters(Calendar(UTC))
-    moment = first.calendar.moment(0)
-    count_impression(first, moment)
-    assert old.lock()
-    old.save(first.to_state())
-
-    assert not new.lock()
-    started_from = new.load()
-    second.rebase({}, started_from)
-    count_impression(second, moment)
-    for _ in range(3):
-        count_impression(first, moment)
-    old.save(first.to_state())
-    old.close()
-
-    assert new.lock()
-    second.rebase(started_from, new.load())
-    assert second.to_state()["c"][0] == 5
-    assert second.to_state()["c"][3] == 5
-    new.close()
+def locked(folder: Path) -> CounterFile:
+    file = CounterFile(folder / "counts.json")
+    file.lock()
+    return file
 
 
-def test_a_rebase_does_not_carry_yesterday_into_today() -> None:
+def test_each_process_has_a_file_and_all_count_their_sum(tmp_path: Path) -> None:
+    """Whoever takes which file after a restart."""
+    files = [locked(tmp_path) for _ in range(3)]
+    assert len({file.path for file in files}) == 3
+    all_counters = [Counters(Calendar(UTC)) for _ in files]
+    moment = all_counters[0].calendar.moment(0)
+    for _ in range(2):  # told once or again, nothing is counted twice
+        for number, (file, counters) in enumerate(zip(files, all_counters, strict=True)):
+            for _ in range(number + 1):
+                count_impression(counters, moment)
+            counters.rebase(file.load_others())
+            file.save(counters.to_state())
+    for file, counters in zip(files, all_counters, strict=True):
+        counters.rebase(file.load_others())
+        assert (counters.of("c").impressions, counters.of("c").impressions_today) == (12, 12)
+    assert [counters.to_state()["c"][0] for counters in all_counters] == [2, 4, 6]
+    for file in files:
+        file.close()
+
+    second = locked(tmp_path)
+    assert second.path == files[0].path
+    again = Counters(Calendar(UTC))
+    again.restore(second.load())
+    again.rebase(second.load_others())
+    assert again.of("c").impressions == 12
+    assert again.to_state()["c"][0] == 2
+    second.close()
+
+
+def test_what_others_counted_yesterday_is_not_of_today() -> None:
     counters = Counters(Calendar(UTC))
-    counters.rebase({}, {"c": (10, 1, 100, 4, 1)})
+    counters.rebase({"c": (10, 1, 100, 4, 1)})
     counters.of("c").turn_to(101)
-    counters.rebase({"c": (10, 1, 100, 4, 1)}, {"c": (12, 1, 100, 6, 1)})
-    assert counters.to_state()["c"] == (12, 1, 101, 0, 0)
-    counters.rebase({"c": (12, 1, 100, 6, 1)}, {"c": (13, 1, 101, 1, 0)})
-    assert counters.to_state()["c"] == (13, 1, 101, 1, 0)
+    counters.rebase({"c": (12, 1, 100, 6, 1)})
+    assert (counters.of("c").impressions, counters.of("c").impressions_today) == (12, 0)
+    counters.rebase({"c": (13, 1, 101, 1, 0)})
+    assert (counters.of("c").impressions, counters.of("c").impressions_today) == (13, 1)
+    counters.rebase({"c": (15, 1, 102, 2, 0)})
+    assert (counters.of("c").impressions, counters.of("c").impressions_today) == (15, 2)
+    assert counters.to_state() == {}
+
+
+def test_of_two_files_the_later_day_is_today() -> None:
+    total = {"a": (5, 0, 100, 5, 0), "b": (1, 1, 101, 1, 1)}
+    add_counts(total, {"a": (7, 0, 101, 2, 0), "b": (2, 0, 101, 1, 0), "c": (1, 0, 99, 1, 0)})
+    assert total == {"a": (12, 0, 101, 2, 0), "b": (3, 1, 101, 2, 1), "c": (1, 0, 99, 1, 0)}
+
+
+def test_a_clock_set_back_over_midnight_leaves_no_negative_count() -> None:
+    counters = Counters(Calendar(UTC))
+    counters.rebase({"c": (10, 0, 101, 4, 0)})
+    counters.of("c").turn_to(100)
+    counters.of("c").turn_to(101)
+    counters.of("c").impressions += 1
+    counters.of("c").impressions_today += 1
+    assert counters.to_state() == {"c": (1, 0, 101, 0, 0)}
+
+
+def test_anothers_file_that_is_damaged_later_counts_as_before(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file, other = locked(tmp_path), locked(tmp_path)
+    other.save({"c": (1, 0, 1, 1, 0)})
+    assert file.load_others() == {"c": (1, 0, 1, 1, 0)}
+    other.path.write_text("{")
+    assert file.load_others() == {"c": (1, 0, 1, 1, 0)}
+    assert "counts-1.json" in caplog.text
+    file.close()
+    other.close()
+
+
+def test_too_many_processes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("adcore.counterfile.FILES_MAX", 1)
+    file = locked(tmp_path)
+    with pytest.raises(StartError, match="1 processes keep their counts"):
+        locked(tmp_path)
+    file.close()
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"c": [1, 2]}', b'{"c": "x"}'])

@@ -3,10 +3,11 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from tests.process import PATIENCE_S, Adcore, Connection, adctl, ask, serving, w
 
 
 @contextmanager
-def working(state: Path, *args: str, workers: int = 2, **variables: str) -> Iterator[Adcore]:
+def working(state: Path, *args: str, **variables: Any) -> Iterator[Adcore]:
     """A server all of whose workers serve."""
+    workers = 2
     with serving(state, "--workers", str(workers), *args, **variables) as server:
         wait_for(lambda: len(pids(server)) == workers, lambda: server.errors)
         yield server
@@ -39,14 +41,14 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def start_request(server: Adcore) -> Connection:
+@contextmanager
+def begun_request(server: Adcore) -> Iterator[Connection]:
     """A connection whose request is not complete, which holds up a drain."""
-    connection = Connection(server.address)
-    connection.connect()
-    connection.sock.sendall(b"GET /v1/decision?placement=top HTTP/1.1\r\nHost:")
-    accepted = server.status()["workers"]
-    wait_for(lambda: any(one["connections"]["open"] for one in server.status()["workers"]), lambda: str(accepted))
-    return connection
+    with closing(Connection(server.address)) as connection:
+        connection.connect()
+        connection.sock.sendall(b"GET /v1/decision?placement=top HTTP/1.1\r\nHost:")
+        wait_for(lambda: any(one["connections"]["open"] for one in server.status()["workers"]))
+        yield connection
 
 
 def finish_request(connection: Connection) -> bytes:
@@ -227,9 +229,11 @@ def test_workers_get_nothing_of_what_a_service_manager_gave_the_parent(tmp_path:
 
 def test_term_finishes_what_is_under_way_also_when_every_process_gets_one(tmp_path: Path) -> None:
     """As systemd sends it, to all processes of the unit."""
-    with working(tmp_path, "--graceful-timeout", "60", "--pid-file", str(tmp_path / "pid")) as server:
+    with (
+        working(tmp_path, "--graceful-timeout", "60", "--pid-file", str(tmp_path / "pid")) as server,
+        begun_request(server) as connection,
+    ):
         workers = pids(server)
-        connection = start_request(server)
         server.signal(signal.SIGTERM)
         for pid in workers.values():
             os.kill(pid, signal.SIGTERM)
@@ -242,9 +246,8 @@ def test_term_finishes_what_is_under_way_also_when_every_process_gets_one(tmp_pa
 
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_signal_ends_all_at_once(tmp_path: Path, second: signal.Signals) -> None:
-    with working(tmp_path, "--graceful-timeout", "600") as server:
+    with working(tmp_path, "--graceful-timeout", "600") as server, begun_request(server) as connection:
         workers = pids(server)
-        connection = start_request(server)
         server.signal(signal.SIGTERM)
         wait_for(lambda: "the workers finish what is under way" in server.errors)
         server.signal(second)
@@ -261,14 +264,17 @@ def test_a_worker_that_is_stuck_is_killed(tmp_path: Path) -> None:
 
 
 def test_workers_drain_when_their_parent_is_killed(tmp_path: Path) -> None:
-    with working(tmp_path, "--graceful-timeout", "60") as server:
+    with working(tmp_path, "--graceful-timeout", "60") as server, begun_request(server) as connection:
         workers = pids(server)
-        connection = start_request(server)
         server.process.kill()
         server.process.wait()
+        killed = server.process.pid
+        with socket.socket(socket.AF_UNIX) as stale:  # as of a worker that was killed with its parent
+            stale.bind(str(tmp_path / f"worker-{killed}.sock"))
         wait_for(lambda: sum(is_alive(pid) for pid in workers.values()) == 1, lambda: server.errors)
         # A new parent can start at the same place at once.
         with working(tmp_path) as successor:
+            assert not (tmp_path / f"worker-{killed}.sock").exists()
             assert b" 200 OK" in finish_request(connection)
             wait_for(lambda: not any(is_alive(pid) for pid in workers.values()))
             assert successor.stop() == 0
@@ -355,7 +361,7 @@ def test_what_all_delivered_counts_after_a_restart_with_more_or_fewer_workers(tm
     with serving(tmp_path / "state", *args) as server:
         assert deliver(server, 20) == 10
         assert server.stop() == 0
-    with working(tmp_path / "state", *args, workers=2) as server:
+    with working(tmp_path / "state", *args) as server:
         assert deliver(server, 20) == 0
         assert server.stop() == 0
 
@@ -389,7 +395,7 @@ def test_connections_are_shared_out_and_stay_so(tmp_path: Path) -> None:
 
         def spread() -> float:
             ask_all()
-            opens = [one["connections"]["open"] for one in server.status()["workers"]]
+            opens: list[int] = [one["connections"]["open"] for one in server.status()["workers"]]
             return max(opens) * 2 / sum(opens)
 
         stopped = pids(server)[2]

@@ -282,8 +282,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", metavar="WAY,WAY", help=f"of {','.join(way.name for way in ways(2))}")
     parser.add_argument("--output", type=Path, default=ROOT / "perf/results", metavar="FOLDER")
     options = parser.parse_args(argv)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: sys.exit(1))  # so that everything is cleaned up
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ending, lambda *_: sys.exit(1))  # so that everything is cleaned up
     names = options.only.split(",") if options.only else [way.name for way in ways(options.workers)]
     chosen = [way for way in ways(options.workers) if way.name in names]
     folder = Path(tempfile.mkdtemp(prefix="adcore-workers-"))

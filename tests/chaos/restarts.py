@@ -66,8 +66,9 @@ def restart(kind: str, folder: Path, count: int) -> Outcome:
                     leaving = set(before.values())
                     server.signal(signal.SIGHUP)
                 else:
-                    leaving = {before[1 + turn % WORKERS]}
-                    os.kill(*leaving, signal.SIGTERM)
+                    one = before[1 + turn % WORKERS]
+                    leaving = {one}
+                    os.kill(one, signal.SIGTERM)
                 wait_for(
                     lambda leaving=leaving: len(pids(server)) == WORKERS and not leaving & set(pids(server).values()),
                     lambda: server.errors[-3000:],
