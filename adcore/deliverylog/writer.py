@@ -1,7 +1,8 @@
 """The log-writer coroutine: takes batches from the queue and appends them to the file.
 
 All that touches the disk happens in one thread, since a disk may take its time; the coroutine alone decides the order.
-A batch that was written in part goes on at the very byte where it stopped. A failing disk is tried again with growing
+A batch is one write; of several workers on one file each appends whole batches. One that was written in part goes on
+at the very byte where it stopped, or at the start of its record when another worker has appended since. A failing disk is tried again with growing
 pauses while the bounded queue holds what comes.
 
 USR1 means: drain what is waiting, close, open. If the open fails the old file stays in use. If the drain was stopped
@@ -56,6 +57,14 @@ def ends_within_a_line(path: Path) -> bool:
             return file.read(1) != LINE_END
     except OSError:
         return True  # one line end too many does no harm
+
+
+def others_append(fd: int) -> bool:
+    """Whether somebody has written behind what was written to `fd` last, as other workers do."""
+    try:
+        return os.lseek(fd, 0, os.SEEK_CUR) < os.fstat(fd).st_size
+    except OSError:  # a pipe, which has no place
+        return False
 
 
 class LogWriter:
@@ -179,6 +188,10 @@ class LogWriter:
         failures = 0
         while self._offset < len(self._data):
             try:
+                if self._offset and await loop.run_in_executor(self._thread, others_append, self._fd):
+                    # The rest would be torn from what is written: the record is written again, whole.
+                    self._torn = self.queue.form.lines
+                    self._rewind_to_record()
                 count = await loop.run_in_executor(self._thread, self._write_rest)
             except OSError as error:
                 self._note_failure(error)

@@ -219,11 +219,13 @@ def measure(way: Way, number: int, one: Running, requests: int, connections: int
     fresh = spread(before, one.requests())
     after = None
     if way.workers > 1 and not way.sockets_in_nginx:
-        load = one.load(request, 2 * requests, connections)
+        load = one.load(request, 100 * requests, connections)
         one.replace_all()
         replaced = one.requests()
-        finish(load, 2 * requests)
+        wait_for(lambda: sum(one.requests().values()) - sum(replaced.values()) >= requests)
         after = spread(replaced, one.requests())
+        load.terminate()
+        load.communicate()
     return Sample(way.name, number, cpu_us, per_second, fresh, after)
 
 
