@@ -1,9 +1,9 @@
 """The log-writer coroutine: takes batches from the queue and appends them to the file.
 
 All that touches the disk happens in one thread, since a disk may take its time; the coroutine alone decides the order.
-A batch is one write; of several workers on one file each appends whole batches. One that was written in part goes on
-at the very byte where it stopped, or at the start of its record when another worker has appended since. A failing disk is tried again with growing
-pauses while the bounded queue holds what comes.
+A batch is one write; of several workers on one file each appends whole batches. One that was written in part goes on at
+the very byte where it stopped, or at the start of its record when another worker has appended since. A failing disk is
+tried again with growing pauses while the bounded queue holds what comes.
 
 USR1 means: drain what is waiting, close, open. If the open fails the old file stays in use. If the drain was stopped
 inside a record, that record is written whole after the reopening, and what came before it is a torn record. A file that
