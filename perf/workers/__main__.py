@@ -31,6 +31,8 @@ from tests.process import Connection
 
 PATIENCE_S = 60.0
 WARM_UP = 3000
+# Workers look once a second whether they have too much.
+SETTLE_S = 3.0
 LOCATION = """
         location /v1/ {
             proxy_pass http://adcore;
@@ -221,6 +223,7 @@ def measure(way: Way, number: int, one: Running, requests: int, connections: int
     if way.workers > 1 and not way.sockets_in_nginx:
         load = one.load(request, 100 * requests, connections)
         one.replace_all()
+        time.sleep(SETTLE_S)
         replaced = one.requests()
         wait_for(lambda: sum(one.requests().values()) - sum(replaced.values()) >= requests)
         after = spread(replaced, one.requests())
