@@ -69,6 +69,8 @@ log = logging.getLogger("adcore")
 
 # How often campaigns that wait for their line (pacing) or for midnight (daily caps) are looked at again.
 TURN_INTERVAL_S = 1.0
+# How soon workers even out, at 5 µs a look.
+SHARE_INTERVAL_S = 0.2
 # /status names this many bad rows; the log has them all.
 REJECTED_SHOWN_MAX = 100
 # Settings that only a restart changes.
@@ -140,7 +142,7 @@ class Server:
         self.hurrying = asyncio.Event()
         self.told_to_stop = False
         self.first_table = asyncio.Event()
-        self.acceptor: Acceptor | None = None
+        self._sharing: asyncio.Task[None] | None = None
         self.calendar = Calendar(config.time_zone)
         self.state = State(Counters(self.calendar), config.click_window)
         self.ids = impression_ids()
@@ -208,6 +210,8 @@ class Server:
             log.error("a part of the server has ended by itself; stopping")
 
         await stop_accepting()
+        if self._sharing is not None:
+            self._sharing.cancel()
         listener.close()
         self.http.start_drain()
         await self._within(config.graceful_timeout, self.http.all_closed.wait())
@@ -237,12 +241,13 @@ class Server:
             # Other workers serve meanwhile, and have a table.
             await self._until_stopping(self.first_table.wait())
         connections = self.http.connections
-        self.acceptor = Acceptor(
+        acceptor = Acceptor(
             *(loop, listener.sock, self.http, lambda: len(connections), self.seat.open_loads(), self.seat.slot)
         )
-        self.acceptor.start()
+        acceptor.start()
+        self._sharing = loop.create_task(self._share(acceptor))
         self._tell_parent = loop.create_task(self._say_ready(self.parent))
-        return self.acceptor.close
+        return acceptor.close
 
     async def _say_ready(self, parent: socket.socket) -> None:
         await self._until_stopping(self.first_table.wait())
@@ -424,8 +429,12 @@ class Server:
             await asyncio.sleep(TURN_INTERVAL_S)
             errorlog.flush()
             self.state.counters.turn(self.calendar.moment(time.time()))
-            if self.acceptor is not None and not self.stopping.is_set():
-                give_up(self.http, self.acceptor.excess())
+
+    async def _share(self, acceptor: Acceptor) -> None:
+        """Leave to other workers what this one has too much of."""
+        while not self.stopping.is_set():
+            await asyncio.sleep(SHARE_INTERVAL_S)
+            give_up(self.http, acceptor.excess())
 
     async def _save_counts(self) -> None:
         while True:

@@ -31,7 +31,7 @@ from tests.process import Connection
 
 PATIENCE_S = 60.0
 WARM_UP = 3000
-# Workers look once a second whether they have too much.
+# Workers look five times a second whether they have too much.
 SETTLE_S = 3.0
 LOCATION = """
         location /v1/ {
