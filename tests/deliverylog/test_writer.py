@@ -185,7 +185,7 @@ def test_a_record_cut_short_is_written_again_whole_when_another_worker_has_appen
     others = FORMS[form]
     other = RecordQueue(1 << 20, others)
     other.put(view(99))
-    theirs = b"".join(record for batch in other.take(1 << 20) for record in batch.records)
+    theirs = b"".join(batch.data for batch in other.take(1 << 20))
     calls = 0
 
     def write(fd: int, data: bytes) -> int:
