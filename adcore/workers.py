@@ -30,7 +30,7 @@ from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
-from adcore import __version__
+from adcore import __version__, errorlog
 from adcore.config import Config
 from adcore.control.front import Front, WorkerView
 from adcore.errors import StartError
@@ -60,7 +60,7 @@ _PARENTS_OWN = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_PID", 
 
 def run(config: Config) -> int:
     """Keep `config.workers` workers serving until a signal says stop; the exit status. Raises StartError."""
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    errorlog.install()
     return asyncio.run(Parent(config).run())
 
 
