@@ -52,6 +52,8 @@ READY_MAX_S = 120.0
 STUCK_S = 5.0
 # What a hurry leaves them to write the log.
 HURRY_S = 3.0
+# A worker has handlers for these until it has finished, so they can end it only while its interpreter goes away.
+ENDED_WELL = (0, -signal.SIGINT, -signal.SIGTERM)
 # Linux's own bound (proc(5), pid_max).
 PID_MAX = 1 << 22
 # What tells a service manager's child that it is one is the parent's.
@@ -255,7 +257,7 @@ class Parent:
         self._loads.leave(worker.slot)
         control_path(self.config.state_dir, worker.pid).unlink(missing_ok=True)
         if worker.is_let_go:
-            (log.info if status == 0 else log.error)("%s %s", worker, describe_end(status))
+            (log.info if status in ENDED_WELL else log.error)("%s %s", worker, describe_end(status))
             return
         lived_s = time.monotonic() - worker.started_monotonic
         log.error("%s %s after %.1f s", worker, describe_end(status), lived_s)
@@ -321,7 +323,7 @@ class Parent:
         await asyncio.gather(*(worker.ends(HURRY_S) for worker in ending))
         if self._tasks:
             await asyncio.wait(self._tasks)
-        return all(worker.gone.result() == 0 for worker in ending)
+        return all(worker.gone.result() in ENDED_WELL for worker in ending)
 
     @property
     def _drain_max_s(self) -> float:
