@@ -7,6 +7,7 @@ follow before a limit can be reached is known from the last look (pacing.hold), 
 Knows no clock and no file: the moment is an argument, and `to_state` gives plain data for CounterFile.
 """
 
+import heapq
 from collections.abc import Mapping
 from math import inf
 
@@ -101,6 +102,11 @@ class Counters:
         # One that is held may be shown once more by a page that was decided at the same time.
         count.until_look = 0 if reason is not None else impressions_until_hold(campaign, count, moment.time, day)
         return reason
+
+    def busiest(self, number: int, day: int) -> list[Count]:
+        """The campaigns with the most impressions on `day`, today, so many of them, the busiest first."""
+        today = [count for count in self._counts.values() if count.day == day]
+        return heapq.nlargest(number, today, key=lambda count: count.impressions_today)
 
     def to_state(self) -> CounterState:
         """What this process has counted itself: all but what `rebase` has told it of others."""

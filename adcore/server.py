@@ -17,7 +17,6 @@ import socket
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from importlib import resources
-from pathlib import Path
 
 import msgspec
 import uvloop
@@ -27,6 +26,8 @@ from adcore.acceptor import Acceptor
 from adcore.config import Config, reload_config
 from adcore.control.explain import ExplainError, explain_request
 from adcore.control.handlers import ControlHandlers
+from adcore.control.runtime import Runtime
+from adcore.control.server import ControlServer
 from adcore.core.adtable import AdTable, build_table
 from adcore.core.calendar import Calendar
 from adcore.core.decision import Explanation
@@ -137,7 +138,7 @@ class Server:
         self.config = config
         self.seat = seat
         self.parent = None if seat is None else seat.open_parent()
-        self.started_monotonic = time.monotonic()
+        self.runtime = Runtime()
         self.stopping = asyncio.Event()
         self.hurrying = asyncio.Event()
         self.told_to_stop = False
@@ -189,7 +190,9 @@ class Server:
         config = self.config
         loop = asyncio.get_running_loop()
         writing = loop.create_task(self.writer.run(), name="log-writer")
-        control = Http1Server(self._make_control())
+        control = ControlServer(self._make_control())
+        if control_listener is not None:
+            self.runtime.start()
         # Operators can ask while the first table is still on its way.
         control_server = await serve(loop, control_listener, control, 16) if control_listener else None
         if not await self.refresher.start():
@@ -223,6 +226,7 @@ class Server:
         if control_server is not None:
             control_server.close()
             control.abort()
+            self.runtime.stop()
         failures = [task.exception() for task in (writing, *timers) if task.done() and not task.cancelled()]
         for failure in filter(None, failures):
             raise AdcoreError(f"a part of the server failed: {failure!r}") from failure
@@ -311,6 +315,7 @@ class Server:
         return Handlers(config, delivery)
 
     def _make_control(self) -> ControlHandlers:
+        runtime = self.runtime
         version = {
             "version": __version__,
             "revision": git_revision() or "",
@@ -319,8 +324,10 @@ class Server:
         return ControlHandlers(
             version,
             {
-                "process": lambda: process_status(self.started_monotonic),
+                "process": runtime.process,
                 "version": lambda: version,
+                "gc": runtime.gc.to_status,
+                "loop": runtime.lag.to_status,
                 "connections": self._connection_status,
                 "table": self._table_status,
                 "refresh": self.refresher.status,
@@ -328,7 +335,10 @@ class Server:
                 "delivery": self.state.statistics.to_status,
                 "counts": self._counter_status,
             },
+            {"latency": self.http.statistics.latency, "lag": runtime.lag.histogram, "gc_pause": runtime.gc.pauses},
+            runtime,
             self._explain,
+            self._busiest_campaigns,
         )
 
     def _explain(self, arguments: list[tuple[str, str]]) -> list[Explanation]:
@@ -370,6 +380,17 @@ class Server:
 
     def _counter_status(self) -> dict[str, object]:
         return {"held": self.state.counters.held, "file": str(self.counter_file.path)}
+
+    def _busiest_campaigns(self, number: int) -> list[dict[str, object]]:
+        today = self.calendar.moment(time.time()).day
+        return [
+            {
+                "campaign": count.campaign_id,
+                "impressions_today": count.impressions_today,
+                "clicks_today": count.clicks_today,
+            }
+            for count in self.state.counters.busiest(number, today)
+        ]
 
     # What happens on the way
 
@@ -504,16 +525,3 @@ def open_control_listener(config: Config, seat: Seat | None) -> Listener | None:
     if seat is not None:  # that one is the parent's
         address = UnixAddress(control_path(config.state_dir, os.getpid()))
     return open_address(address, backlog=16, unix_mode=config.unix_mode)
-
-
-def process_status(started_monotonic: float) -> dict[str, object]:
-    """This process as the kernel sees it."""
-    resident_pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return {
-        "pid": os.getpid(),
-        "host": socket.gethostname(),
-        "uptime_s": round(time.monotonic() - started_monotonic, 3),
-        "rss_bytes": resident_pages * os.sysconf("SC_PAGE_SIZE"),
-        "fds": len(os.listdir("/proc/self/fd")),
-        "gc_collections": [generation["collections"] for generation in gc.get_stats()],
-    }

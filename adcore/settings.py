@@ -323,7 +323,7 @@ SECTIONS: dict[str, tuple[Setting, ...]] = {
             "control",
             ADDRESS,
             None,
-            "listen here for status, version and explain",
+            "listen here for status, metrics, profile and explain",
             "apart from the public listener, so that no web server exposes it by accident",
         ),
     ),

@@ -12,7 +12,7 @@ cannot start leaves the old ones serving. To let go is to close the parent's end
 because systemd sends TERM to every process of a unit besides, and a second TERM means hurry; and the parent's death
 closes it as well.
 
-Imports nothing that serves.
+Imports nothing that serves ads.
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ from typing import Any
 
 from adcore import __version__, errorlog
 from adcore.config import Config
-from adcore.control.front import Front, WorkerView
+from adcore.control.server import ControlServer
+from adcore.control.workers import WorkersControl, WorkerView
 from adcore.errors import StartError
-from adcore.listen import Listener, open_address, open_listener, parse_address, unix_path_problem
+from adcore.listen import Listener, open_address, open_listener, parse_address, serve, unix_path_problem
 from adcore.pidfile import PidFile
 from adcore.seat import HELD_BACK, READY, VARIABLE, Loads, Seat, control_path
 
@@ -187,7 +188,10 @@ class Parent:
             control = open_control_listener(self.config)
             if control is not None:
                 on_exit.callback(control.close)
-                on_exit.enter_context(Front(control.sock, self._views, self._status))
+                server = ControlServer(WorkersControl(self._views, self._status))
+                accepting = await serve(asyncio.get_running_loop(), control, server, 16)
+                on_exit.callback(accepting.close)
+                on_exit.callback(server.abort)
             try:
                 await self._first_start()
                 await self._until_stopping(self._roll_over_when_wanted())
@@ -353,7 +357,7 @@ class Parent:
         for worker in self.workers:
             worker.signal(signal.SIGUSR1)
 
-    # What operators see; called by threads
+    # What operators see
 
     def _views(self) -> list[WorkerView]:
         workers = sorted(self.workers, key=lambda worker: (worker.number, worker.started_monotonic))

@@ -33,7 +33,9 @@ MAY_IMPORT = {
     "adcore.sources": {"adcore.core", "adcore.background"},
     "adcore.deliverylog": {"adcore.core", "adcore.background"},
     # A handler cannot be written without the two nouns that it turns into each other.
-    "adcore.control": {"adcore.core", "adcore.http1.request", "adcore.http1.response"},
+    "adcore.control": {
+        *("adcore.core", "adcore.http1.histogram", "adcore.http1.request", "adcore.http1.response"),
+    },
 }
 # A driver or transport, and the only modules that may import it.
 ONLY_IN = {
@@ -43,6 +45,7 @@ ONLY_IN = {
     "httptools": {"adcore.http1.request", "adcore.http1.plain"},
     "maxminddb": {"adcore.geoip"},
     "uvloop": {"adcore.server"},
+    "prometheus_client": {"adcore.control.metrics"},
     "adcore.server": {"adcore.cli"},
     "adcore.cli": {"adcore.__main__"},
 }

@@ -1,69 +1,179 @@
 """The control listener's handler: the state of this process, for operators and their programs.
 
-It knows no part of the process by name: `sections` maps the keys of /status to functions that give plain data.
+It knows no part of the process by name: `sections` maps the keys of /status to functions that give plain data, and
+`histograms` names the durations that are counted.
 """
 
-from collections.abc import Callable, Mapping
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
 from urllib.parse import parse_qsl
 
 import msgspec
 
+from adcore.control import metrics, profile_formats
 from adcore.control.explain import ExplainError
+from adcore.control.golang import golang_stats
+from adcore.control.profile import SECONDS_MAX, ProfileError, Profiler
+from adcore.control.rates import Pollers, compare, take_sample
+from adcore.control.runtime import Runtime
 from adcore.core.decision import Explanation
+from adcore.errors import AdcoreError
+from adcore.http1.histogram import Histogram
 from adcore.http1.request import Request
 from adcore.http1.response import Response, respond
 
 Section = Callable[[], object]
 
+CAMPAIGNS_MAX = 1000
+PROFILE_TYPES = {"svg": "image/svg+xml", "speedscope": "application/json", "pdf": "application/pdf"}
+
+
+class ArgumentError(AdcoreError):
+    """The query string asks for something that there is not."""
+
 
 class ControlHandlers:
-    """Answers /status, /version and /explain with JSON."""
+    """Answers /status, /metrics, /version, /profile and /explain about one process."""
 
     def __init__(
         self,
         version: Mapping[str, str],
         sections: Mapping[str, Section],
+        histograms: Mapping[str, Histogram],
+        runtime: Runtime,
         explain: Callable[[list[tuple[str, str]]], list[Explanation]],
+        campaigns: Callable[[int], object],
     ) -> None:
         self.version = version
         self.sections = sections
+        self.histograms = histograms
+        self.runtime = runtime
         self.explain = explain
-        self.routes: dict[bytes, Callable[[Request], Response]] = {
-            b"/status": self.on_status,
-            b"/version": self.on_version,
-            b"/explain": self.on_explain,
-            b"/ping": self.on_ping,
-        }
+        self.campaigns = campaigns
+        """The campaigns with the most impressions today, so many of them."""
+        self.pollers = Pollers(runtime.started_monotonic)
+        self.profiler = Profiler()
+        self.router = Router(
+            {
+                b"/status": self.on_status,
+                b"/metrics": self.on_metrics,
+                b"/version": self.on_version,
+                b"/profile": self.on_profile,
+                b"/explain": self.on_explain,
+                b"/ping": self.on_ping,
+            }
+        )
 
-    def __call__(self, request: Request) -> Response:
+    async def __call__(self, request: Request) -> Response:
+        return await self.router(request)
+
+    async def on_ping(self, request: Request) -> Response:
+        return respond(200, b"ok\n", content_type="text/plain")
+
+    async def on_version(self, request: Request) -> Response:
+        return to_json(200, self.version)
+
+    async def on_status(self, request: Request) -> Response:
+        asked = arguments(request, "format", "poller", "campaigns", "pp")
+        form = asked.get("format", "adcore")
+        if form not in ("adcore", "golang-stats"):
+            raise ArgumentError(f"format must be adcore or golang-stats, not {form!r}")
+        status = self._status()
+        agent = (request.headers.get(b"user-agent", b"")).decode("latin-1")
+        who = f"{form} {asked.get('poller') or f'{request.peer} {agent}'}"
+        now = take_sample(status, self.histograms)
+        rates = compare(self.pollers.turn(who, now), now)
+        if form == "golang-stats":
+            return to_json(200, golang_stats(status, self.runtime.gc, rates))
+        status["rates"] = rates
+        if "campaigns" in asked:
+            status["campaigns"] = self.campaigns(int(number(asked, "campaigns", 1, CAMPAIGNS_MAX, 0)))
+        return to_json(200, status)
+
+    async def on_metrics(self, request: Request) -> Response:
+        body = metrics.render(metrics.collect(self._status(), self.histograms))
+        return respond(200, body, content_type=metrics.CONTENT_TYPE, headers=NO_STORE)
+
+    async def on_profile(self, request: Request) -> Response:
+        asked = arguments(request, "seconds", "format")
+        seconds = number(asked, "seconds", 0.1, SECONDS_MAX, 10)
+        form = asked.get("format", "svg")
+        if form not in PROFILE_TYPES:
+            raise ArgumentError(f"format must be {', '.join(PROFILE_TYPES)}, not {form!r}")
+        try:
+            if form == "pdf":
+                profile_formats.check_pdf_programs()
+            profile = await self.profiler.take(seconds)
+            if form == "pdf":
+                body = await profile_formats.to_pdf(profile)
+            else:
+                draw = profile_formats.to_svg if form == "svg" else profile_formats.to_speedscope
+                body = await asyncio.to_thread(draw, profile)  # it may take a while, and visitors wait for nobody
+        except profile_formats.MissingProgram as error:
+            return to_json(501, {"error": str(error)})
+        except ProfileError as error:
+            return to_json(503, {"error": str(error)})
+        return respond(200, body, content_type=PROFILE_TYPES[form], headers=NO_STORE)
+
+    async def on_explain(self, request: Request) -> Response:
+        try:
+            explanations = self.explain(parse_qsl(request.query.decode("latin-1"), keep_blank_values=True))
+        except ExplainError as error:
+            raise ArgumentError(str(error)) from None
+        if len(explanations) == 1:
+            return to_json(200, explanations[0])
+        return to_json(200, {"explanations": explanations})
+
+    def _status(self) -> dict[str, Any]:
+        return {name: section() for name, section in self.sections.items()}
+
+
+# --- for any handler of a control listener
+
+
+class Router:
+    """Gives each request to the function of its path; what is wrong with one is said in JSON."""
+
+    def __init__(self, routes: Mapping[bytes, Callable[[Request], Awaitable[Response]]]) -> None:
+        self.routes = routes
+
+    async def __call__(self, request: Request) -> Response:
         answer = self.routes.get(request.path)
         if answer is None:
             paths = ", ".join(path.decode() for path in self.routes)
-            return _json(404, {"error": f"there is nothing at this path; there are {paths}"})
+            return to_json(404, {"error": f"there is nothing at this path; there are {paths}"})
         if request.method not in (b"GET", b"HEAD"):
-            return _json(405, {"error": "this path takes GET, HEAD"}, ("Allow", "GET, HEAD"))
-        return answer(request)
-
-    def on_ping(self, request: Request) -> Response:
-        return respond(200, b"ok\n", content_type="text/plain")
-
-    def on_version(self, request: Request) -> Response:
-        return _json(200, self.version)
-
-    def on_status(self, request: Request) -> Response:
-        return _json(200, {name: section() for name, section in self.sections.items()})
-
-    def on_explain(self, request: Request) -> Response:
-        arguments = parse_qsl(request.query.decode("latin-1"), keep_blank_values=True)
+            return to_json(405, {"error": "this path takes GET, HEAD"}, ("Allow", "GET, HEAD"))
         try:
-            explanations = self.explain(arguments)
-        except ExplainError as error:
-            return _json(400, {"error": str(error)})
-        if len(explanations) == 1:
-            return _json(200, explanations[0])
-        return _json(200, {"explanations": explanations})
+            return await answer(request)
+        except ArgumentError as error:
+            return to_json(400, {"error": str(error)})
 
 
-def _json(status: int, data: object, *headers: tuple[str, str]) -> Response:
+NO_STORE = (("Cache-Control", "no-store"),)
+
+
+def to_json(status: int, data: object, *headers: tuple[str, str]) -> Response:
     body = msgspec.json.format(msgspec.json.encode(data), indent=2) + b"\n"
-    return respond(status, body, content_type="application/json", headers=(("Cache-Control", "no-store"), *headers))
+    return respond(status, body, content_type="application/json", headers=(*NO_STORE, *headers))
+
+
+def arguments(request: Request, *names: str) -> dict[str, str]:
+    """The arguments of the query string. Raises ArgumentError for one that is none of `names`."""
+    asked = dict(parse_qsl(request.query.decode("latin-1"), keep_blank_values=True))
+    for name in asked:
+        if name not in names:
+            raise ArgumentError(f"there is no argument {name!r}; there are {', '.join(names)}")
+    return asked
+
+
+def number(asked: Mapping[str, str], name: str, low: float, high: float, default: float) -> float:
+    text = asked.get(name)
+    try:
+        value = default if text is None else float(text)
+        if text is None or low <= value <= high:
+            return value
+    except ValueError:
+        pass
+    raise ArgumentError(f"{name} must be a number from {low:g} to {high:g}, not {text!r}")

@@ -14,7 +14,7 @@ from pathlib import Path
 from adcore.config import load_config
 from adcore.errors import AdcoreError, ConfigError
 from adcore.version import version_text
-from adtools import doctor, explain, forward, inventory, log
+from adtools import check, doctor, explain, forward, inventory, log, munin, top
 
 EPILOG = """\
 a first round:
@@ -35,7 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args = parser.parse_args(argv)
     except SystemExit as leaving:  # --help, --version, or a message on stderr
-        return leaving.code if isinstance(leaving.code, int) else 0
+        code = leaving.code if isinstance(leaving.code, int) else 0
+        return check.report_usage() if code and list(sys.argv[1:] if argv is None else argv)[:1] == ["check"] else code
     try:
         # Those that take a store all want the same default; an explanation by a running server needs none.
         if getattr(args, "source", "") is None and not getattr(args, "control", None):
@@ -76,6 +77,6 @@ def argument_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=version_text())
     subparsers = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
-    for module in (inventory, explain, log, forward, doctor):
+    for module in (inventory, explain, log, forward, top, check, munin, doctor):
         module.add_parser(subparsers)
     return parser

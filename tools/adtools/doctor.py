@@ -47,8 +47,8 @@ examples:
 
 PYTHON_MIN, PYTHON_MAX = (3, 11), (3, 13)
 PACKAGES = (
-    *("crawler-user-agents", "httptools", "msgpack", "msgspec", "pymemcache", "tqdm"),
-    *("ua-parser", "ua-parser-rs", "uvloop"),
+    *("crawler-user-agents", "httptools", "msgpack", "msgspec", "nagiosplugin", "prometheus-client", "pymemcache"),
+    *("rich", "tqdm", "ua-parser", "ua-parser-rs", "uvloop"),
 )
 # A connection is a descriptor: the backlog twice over, and room for log, sockets and files.
 OPEN_FILES_WANTED = 8192

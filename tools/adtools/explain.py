@@ -5,9 +5,7 @@ Asks a running server (--control), which knows what has been delivered, or decid
 """
 
 import argparse
-import http.client
 import json
-import socket
 import sys
 import time
 from typing import Any
@@ -21,8 +19,8 @@ from adcore.control.explain import NAMES, ExplainError, explain_request
 from adcore.core.adtable import build_table
 from adcore.core.calendar import Calendar
 from adcore.errors import AdcoreError
-from adcore.listen import UnixAddress, parse_address
 from adcore.sources import open_store
+from adtools.control import get
 
 EPILOG = f"""\
 arguments, all but placement optional:
@@ -39,9 +37,6 @@ examples:
   adctl explain placement=top device=mobile country=JP
   adctl explain --control unix:/run/adcore/control.sock placement=top,side user=u-123
 """
-
-# A server under load answers in milliseconds; one that takes this long is stuck.
-TIMEOUT_S = 5.0
 
 
 def add_parser(subparsers: Any) -> None:
@@ -82,32 +77,11 @@ def run(args: argparse.Namespace) -> int:
 
 def ask(control: str, pairs: list[tuple[str, str]]) -> list[dict[str, Any]]:
     """Let a running server explain."""
-    try:
-        address = parse_address(control)
-    except ValueError as error:
-        raise ExplainError(f"--control: {error}") from None
-    connection = http.client.HTTPConnection(
-        *(("localhost", 80) if isinstance(address, UnixAddress) else (address.host, address.port)),
-        timeout=TIMEOUT_S,
-    )
-    try:
-        if isinstance(address, UnixAddress):
-            connection.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            connection.sock.settimeout(TIMEOUT_S)
-            connection.sock.connect(str(address.path))
-        connection.request("GET", "/explain?" + urlencode(pairs))
-        response = connection.getresponse()
-        answer = json.loads(response.read())
-    except (OSError, http.client.HTTPException, json.JSONDecodeError) as error:
-        raise AdcoreError(
-            f"no explanation from {control} ({error}); is it the --control address of a server?"
-        ) from None
-    finally:
-        connection.close()
-    if response.status == 400:
+    status, answer = get(control, "/explain?" + urlencode(pairs))
+    if status == 400:
         raise ExplainError(answer["error"])
-    if response.status != 200:
-        raise AdcoreError(f"{control} answered {response.status}: {answer.get('error', '')}")
+    if status != 200:
+        raise AdcoreError(f"{control} answered {status}: {answer.get('error', '')}")
     explanations: list[dict[str, Any]] = answer.get("explanations", [answer])
     return explanations
 

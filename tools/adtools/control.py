@@ -1,0 +1,106 @@
+"""What a running server says on its control listener, one process or several workers behind one."""
+
+import http.client
+import json
+import socket
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from adcore.config import load_config
+from adcore.errors import AdcoreError, ConfigError
+from adcore.listen import UnixAddress, parse_address
+
+# A server under load answers in milliseconds; one that takes this long is stuck.
+TIMEOUT_S = 5.0
+
+
+class ControlError(AdcoreError):
+    """The control listener does not answer, or not as one."""
+
+
+def get(control: str, target: str, timeout_s: float = TIMEOUT_S) -> tuple[int, Any]:
+    """The status and the JSON at `target`. Raises ConfigError for what is no address, ControlError."""
+    try:
+        address = parse_address(control)
+    except ValueError as error:
+        raise ConfigError(f"--control: {error}") from None
+    connection = http.client.HTTPConnection(
+        *(("localhost", 80) if isinstance(address, UnixAddress) else (address.host, address.port)),
+        timeout=timeout_s,
+    )
+    try:
+        if isinstance(address, UnixAddress):
+            connection.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            connection.sock.settimeout(timeout_s)
+            connection.sock.connect(str(address.path))
+        connection.request("GET", target)
+        response = connection.getresponse()
+        return response.status, json.loads(response.read())
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise ControlError(f"no answer from {control} ({error}); is it the --control address of a server?") from None
+    finally:
+        connection.close()
+
+
+def address(given: str | None) -> str:
+    """`given`, else that of the server that this host's configuration describes. Raises ConfigError."""
+    control = given or load_config().control
+    if control is None:
+        raise ConfigError("which server? Say --control unix:PATH, or set ADCORE_CONTROL or ADCORE_CONFIG")
+    return control
+
+
+class Host:
+    """/status of a server: of its one process, or of each of its workers."""
+
+    def __init__(self, status: Mapping[str, Any]) -> None:
+        answers: list[Mapping[str, Any]] = status.get("workers", [status])
+        self.workers = [answer for answer in answers if "error" not in answer]
+        self.missing = {str(answer["number"]): str(answer["error"]) for answer in answers if "error" in answer}
+        """Workers that do not answer, and what was wrong."""
+
+    def each(self, *path: str) -> Iterator[Any]:
+        """What is at this path of each worker's status, where there is something."""
+        for status in self.workers:
+            value: Any = status
+            for key in path:
+                value = value.get(key) if isinstance(value, Mapping) else None
+            if value is not None:
+                yield value
+
+    def total(self, *path: str) -> float | None:
+        """The sum over the workers; None if none has it."""
+        values = list(self.each(*path))
+        return sum(values) if values else None
+
+    def worst(self, *path: str) -> float | None:
+        """The highest of the workers'; None if none has it."""
+        return max(self.each(*path), default=None)
+
+    def counts(self, *path: str) -> dict[str, int]:
+        """The counts by key, summed over the workers."""
+        totals: dict[str, int] = {}
+        for counts in self.each(*path):
+            for key, count in counts.items():
+                totals[key] = totals.get(key, 0) + count
+        return totals
+
+    def records(self) -> dict[str, int]:
+        """Impressions, views, clicks and unfilled slots since the start, by type, those that were dropped too."""
+        totals = self.counts("log", "accepted")
+        for kind, count in self.counts("log", "dropped").items():
+            totals[kind] = totals.get(kind, 0) + count
+        return totals
+
+    def log_queue_share(self) -> float | None:
+        """How full the fullest worker's queue is, from 0 to 1."""
+        return max((log["waiting_bytes"] / log["waiting_bytes_max"] for log in self.each("log")), default=None)
+
+
+def ask_host(control: str, poller: str, **arguments: str) -> Host:
+    """/status, with the rates of this poller. Raises ControlError."""
+    query = "".join(f"&{name}={value}" for name, value in arguments.items())
+    code, status = get(control, f"/status?poller={poller}{query}")
+    if code != 200 or not isinstance(status, dict) or not ("workers" in status or "process" in status):
+        raise ControlError(f"{control} answers {code}, and no status; is it the --control address of a server?")
+    return Host(status)
