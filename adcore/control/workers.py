@@ -18,9 +18,9 @@ from urllib.parse import parse_qsl, quote, urlencode
 import msgspec
 
 from adcore.control import metrics
-from adcore.control.handlers import NO_STORE, ArgumentError, Router, to_json
 from adcore.control.profile import SECONDS_MAX
 from adcore.control.profile_formats import DRAW_TIMEOUT_S
+from adcore.control.routing import NO_STORE, ArgumentError, Router, to_json
 from adcore.errors import AdcoreError
 from adcore.http1.request import Request
 from adcore.http1.response import Response, respond
