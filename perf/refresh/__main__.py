@@ -159,8 +159,7 @@ class Server:
     def memory_kib(self, field: str) -> dict[str, int]:
         """VmRSS or VmHWM of the server and of what it started."""
         return {
-            "server" if pid == self.process.pid else "loader": kib(pid, field)
-            for pid in cpu.family(self.process.pid)
+            "server" if pid == self.process.pid else "loader": kib(pid, field) for pid in cpu.family(self.process.pid)
         }
 
     def stop(self) -> None:
@@ -375,10 +374,14 @@ class Run:
             "what one among 100 costs.",
             f"Memory per creative: {(large - small) * 1024 / creatives:,.0f} bytes, of which {text / creatives:,.0f} "
             "are its own text.",
-            *(f"First answer, {name}: {median(took):.2f} s ({min(took):.2f} to {max(took):.2f})"
-              for name, took in self.start_s.items()),
-            *(f"MiB, {name}: " + ", ".join(f"{part} {kib / 1024:.0f}" for part, kib in parts.items())
-              for name, parts in self.memory_kib.items()),
+            *(
+                f"First answer, {name}: {median(took):.2f} s ({min(took):.2f} to {max(took):.2f})"
+                for name, took in self.start_s.items()
+            ),
+            *(
+                f"MiB, {name}: " + ", ".join(f"{part} {kib / 1024:.0f}" for part, kib in parts.items())
+                for name, parts in self.memory_kib.items()
+            ),
         ]
         print("\n".join(lines), flush=True)
         output.mkdir(parents=True, exist_ok=True)
