@@ -36,6 +36,9 @@ DRAWN_MAX = 65536
 # The creatives are kept in so many parts, so that a change copies only those parts that it concerns.
 PARTS = 256
 
+BATCH = 250
+
+S = TypeVar("S")
 T = TypeVar("T")
 Steps = Generator[None, None, T]
 """Work in small steps, so that whoever runs it can do something else in between; it returns a T."""
@@ -233,6 +236,15 @@ class PlacementIndex:
         self._drawings[mask] = drawing
         return drawing
 
+    def forget(self) -> Steps[None]:
+        """Empty the memories, a little at a time."""
+        for memory in (self._window.matches, self._drawings):
+            while memory:
+                for _ in range(min(len(memory), BATCH)):
+                    memory.popitem()
+                yield
+        self._drawing_room = DRAWN_MAX
+
     def _draw_up(self, mask: int) -> Drawing | None:
         for tier in self.tiers:
             live = mask & tier
@@ -263,12 +275,19 @@ class PlacementIndex:
         return Window(window_start, window_end, running, early, late)
 
 
+class Booking(msgspec.Struct, frozen=True, eq=False, gc=False):
+    """A creative and its campaign."""
+
+    campaign: Campaign
+    creative: Creative
+
+
 class Creatives:
     """Every creative by its id, with its campaign."""
 
     __slots__ = ("_count", "_parts")
 
-    def __init__(self, parts: Sequence[dict[str, tuple[Campaign, Creative]]]) -> None:
+    def __init__(self, parts: Sequence[dict[str, Booking]]) -> None:
         self._parts = parts
         self._count = sum(map(len, parts))
 
@@ -276,14 +295,18 @@ class Creatives:
         return self._count
 
     def get(self, creative_id: str) -> tuple[Campaign, Creative] | None:
-        return self._parts[hash(creative_id) % PARTS].get(creative_id)
+        booking = self._parts[hash(creative_id) % PARTS].get(creative_id)
+        return None if booking is None else (booking.campaign, booking.creative)
+
+    def parts(self) -> Iterator[object]:
+        yield from self._parts
 
     def changed(self, gone: Iterable[Campaign], new: Iterable[Campaign]) -> Steps["Creatives"]:
         """The same without the creatives of some campaigns, and with those of others."""
         parts = list(self._parts)
         copied: set[int] = set()
 
-        def part_of(creative: Creative) -> dict[str, tuple[Campaign, Creative]]:
+        def part_of(creative: Creative) -> dict[str, Booking]:
             number = hash(creative.id) % PARTS
             if number not in copied:
                 copied.add(number)
@@ -296,7 +319,7 @@ class Creatives:
             yield
         for campaign in new:
             for creative in campaign.creatives:
-                part_of(creative)[creative.id] = campaign, creative
+                part_of(creative)[creative.id] = Booking(campaign, creative)
             yield
         return Creatives(parts)
 
@@ -370,28 +393,49 @@ def change_table(
     A campaign is the same when it is the very object that `before` has. Each step takes some tens of microseconds, or
     as long as one look at every campaign of one placement.
     """
-    there = {campaign.id: campaign for campaign in campaigns}
-    yield
-    new = [campaign for campaign in campaigns if before.campaigns.get(campaign.id) is not campaign]
-    yield
-    gone = [campaign for campaign in before.campaigns.values() if there.get(campaign.id) is not campaign]
-    yield
+    there: dict[str, Campaign] = {}
+    new: list[Campaign] = []
+    for batch in _batches(campaigns):
+        there.update({campaign.id: campaign for campaign in batch})
+        new += [campaign for campaign in batch if before.campaigns.get(campaign.id) is not campaign]
+        yield
+    gone: list[Campaign] = []
+    for batch in _batches(tuple(before.campaigns.values())):
+        gone += [campaign for campaign in batch if there.get(campaign.id) is not campaign]
+        yield
     creatives = yield from before.creatives.changed(gone, new)
     limited = dict(before.limited)
     caps = dict(before.caps)
-    for campaign in gone:
-        limited.pop(campaign.id, None)
-        caps.pop(campaign_key(campaign.id), None)
-    yield
-    for campaign in new:
-        if is_limited(campaign):
-            limited[campaign.id] = campaign
-        cap = campaign.frequency_cap
-        if cap is not None:
-            caps[campaign_key(campaign.id)] = Cap(cap.impressions, cap.seconds, campaign.id)
-    yield
+    for batch in _batches(gone):
+        for campaign in batch:
+            limited.pop(campaign.id, None)
+            caps.pop(campaign_key(campaign.id), None)
+        yield
+    for batch in _batches(new):
+        for campaign in batch:
+            if is_limited(campaign):
+                limited[campaign.id] = campaign
+            cap = campaign.frequency_cap
+            if cap is not None:
+                caps[campaign_key(campaign.id)] = Cap(cap.impressions, cap.seconds, campaign.id)
+        yield
     indexes = yield from _index(before, placements, campaigns, there, new, gone)
     return AdTable(revision, rejected, there, creatives, limited, caps, indexes)
+
+
+def let_go(table: AdTable, successor: AdTable) -> Steps[None]:
+    """Free what only `table` has, piece by piece, if the caller has dropped it; at once it would take milliseconds."""
+    shared = set(map(id, successor.placements.values()))
+    indexes = [index for index in table.placements.values() if id(index) not in shared]
+    pieces: list[object] = [*table.creatives.parts(), *table.campaigns.values()]
+    del table
+    yield
+    while pieces:
+        pieces.pop()
+        yield
+    while indexes:
+        yield from indexes.pop().forget()
+        yield
 
 
 def bits(mask: int) -> Iterator[int]:
@@ -400,6 +444,12 @@ def bits(mask: int) -> Iterator[int]:
         lowest = mask & -mask
         yield lowest.bit_length() - 1
         mask ^= lowest
+
+
+def _batches(items: Sequence[S]) -> Iterator[Sequence[S]]:
+    """As many at once as take some tens of microseconds to look at."""
+    for start in range(0, len(items), BATCH):
+        yield items[start : start + BATCH]
 
 
 class _Sizes:
@@ -435,13 +485,18 @@ def _index(
         if (index := before.placements.get(placement.id)) is not None and index.placement == placement
     }
     left_out = {campaign.id for campaign in gone}
-    # Campaigns that changed places have changed the order in every index.
-    stayed_before = [campaign_id for campaign_id in before.campaigns if campaign_id not in left_out]
-    yield
     changed = {campaign.id for campaign in new}
-    if stayed_before != [campaign_id for campaign_id in there if campaign_id not in changed]:
-        kept = {}
-    yield
+    # Campaigns that changed places have changed the order in every index.
+    positions: dict[str, int] = {}
+    stayed = iter(before.campaigns)
+    for batch in _batches(tuple(there)):
+        for campaign_id in batch:
+            positions[campaign_id] = len(positions)
+            if kept and campaign_id not in changed:
+                before_it = next(name for name in stayed if name not in left_out)
+                if before_it != campaign_id:
+                    kept = {}
+        yield
     # By placement, what each campaign that has to be looked at has to show there, or why it has nothing.
     found: dict[str, dict[str, Entrant | Reason]] = {p.id: {} for p in placements if p.id not in kept}
     every, fresh = _Sizes(placements), _Sizes(p for p in placements if p.id not in kept)
@@ -453,8 +508,6 @@ def _index(
         for placement in every.tried_by(campaign):
             found.setdefault(placement.id, {})
         yield
-    positions = {campaign_id: position for position, campaign_id in enumerate(there)}
-    yield
     indexes = {}
     for placement in placements:
         here = found.get(placement.id)

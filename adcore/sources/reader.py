@@ -212,13 +212,14 @@ def apply_offer(offer: Offer, parts: Sequence[bytes], before: AdTable) -> Steps[
         yield
     served = tuple(before.campaigns.values())
     campaigns = []
-    for position in array("i", offer.order):
-        if position == NEW:
-            campaigns.append(_decode_campaign(next(following)))
-            yield
-        else:
+    for number, position in enumerate(array("i", offer.order)):
+        if position != NEW:
             campaigns.append(served[position])
-    yield
+            if number % 250:
+                continue
+        else:
+            campaigns.append(_decode_campaign(next(following)))
+        yield
     return (yield from change_table(before, offer.revision.number, offer.placements, campaigns, tuple(problems)))
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from typing import Protocol, TypeVar
 
 from adcore.background import BackgroundThread
-from adcore.core.adtable import EMPTY, AdTable, Steps, build_table, finish
+from adcore.core.adtable import EMPTY, AdTable, Steps, build_table, finish, let_go
 from adcore.errors import SourceError
 from adcore.sources import Revision
 from adcore.sources.lastgood import LastGood
@@ -201,10 +201,14 @@ class Refresher:
     async def _take(self, offer: Offer, parts: list[bytes]) -> None:
         table = await self._in_slices(apply_offer(offer, parts, self._table))
         await self._in_slices(self._use(table))
-        self._table, self._known, self._served = table, offer.known, offer.revision
+        before, self._table = self._table, table
+        self._known, self._served = offer.known, offer.revision
         self._refused, self.refused = b"", None
         self.table_wall = self._clock()
         self.loads[offer.origin] += 1
+        leftovers = let_go(before, table)
+        del before
+        await self._in_slices(leftovers)
 
     async def _in_slices(self, steps: Steps[R]) -> R:
         """Do the steps between the requests; all at once when there is no table yet to answer them with."""

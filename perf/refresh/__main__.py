@@ -47,7 +47,7 @@ EDITS: dict[str, tuple[str, ...]] = {
     "still": (),
     "few": (
         "UPDATE campaigns SET weight = 1 + (weight * 7 + :n) % 50 WHERE position = :at",
-        "UPDATE campaigns SET status = CASE status WHEN 'active' THEN 'paused' ELSE 'active' END WHERE position = :at+1",
+        "UPDATE campaigns SET status = iif(status = 'active', 'paused', 'active') WHERE position = :at + 1",
         "UPDATE creatives SET alt = 'Changed, ' || :n WHERE id = printf('c%04d-3', :at + 2)",
     ),
     "tenth": ("UPDATE campaigns SET weight = 1 + (weight * 7 + :n) % 50 WHERE position % 10 = :n % 10",),

@@ -1,8 +1,8 @@
 """What is served while tables are swapped: 100,000 creatives in 5,000 campaigns over 51 placements, and edits of it.
 
-A tenth of the campaigns is for the placement `busy`, which so has 10,000 creatives as candidates, all of one tier; the others
-name one to three of 50 placements of five sizes. Targeting varies as in macro/inventory.py; a fifth has a goal, a tenth a
-frequency cap.
+A tenth of the campaigns is for the placement `busy`, which so has 10,000 creatives as candidates, all of one tier; the
+others name one to three of 50 placements of five sizes. Targeting varies as in macro/inventory.py; a fifth has a goal,
+a tenth a frequency cap.
 """
 
 import random
