@@ -169,11 +169,14 @@ class Server:
         control = Http1Server(self._make_control())
         # Operators can ask while the first table is still on its way.
         control_server = await serve(loop, control_listener, control, 16) if control_listener else None
+        # A large document is taken apart meanwhile, and nothing in it is garbage before it is all done.
+        gc.disable()
         if not await self.refresher.start():
             log.error("no ad table yet; /ping says 503 until a source answers")
         server = await serve(loop, listener, self.http, config.backlog)
         log.info("serving on %s, pid %d", listener.describe, os.getpid())
         # What start-up made stays for good: the collector need not look at it again.
+        gc.enable()
         gc.collect()
         gc.freeze()
         timers = [

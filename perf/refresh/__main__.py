@@ -236,7 +236,7 @@ class Run:
         with self._serving("small", self.sets[1]) as small, self._serving("large", self.sets[1]) as large:
             for turns in ((small, large), (large, small)):
                 for server in turns:
-                    self._closed(server, REQUESTS * 2)
+                    self._closed(server, max(self.options.requests, 2 * REQUESTS))
                     self._quiet()
                     before = server.cpu_s()
                     self._closed(server, self.options.requests)
