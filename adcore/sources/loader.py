@@ -1,7 +1,7 @@
 """The Reader in a process of its own, so that what it does never holds up a request.
 
 A thread would: it shares the interpreter's lock with the loop, and reading, decoding and checking 100,000 creatives
-keeps that for seconds. The process is started when there is something to ask, runs at a low priority, and ends after
+keeps that for seconds. The process is started when there is something to ask, runs at a low priority while requests are answered, and ends after
 it has loaded a table, so that its memory goes with it; between loads it is small. It holds no socket of the server's,
 and leaves with it: its standard input ends when the server does, however that came to be.
 
@@ -152,13 +152,13 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         # Meant for the server, of whose group this is; when that leaves, so do we.
         signal.signal(number, signal.SIG_IGN)
-    os.nice(NICENESS)
     incoming, outgoing = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # nothing that a driver prints comes between frames
     first = _read(incoming)
     if first is None:
         return
     sources = msgspec.msgpack.decode(first, type=Sources)
+    gives_way = False
     asked: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(incoming, asked), daemon=True).start()
     snapshot = None
@@ -172,7 +172,12 @@ def main() -> None:
         if frame == KEEP:
             _write(outgoing, _encode(reader.keep()))
             continue
-        answer, parts = reader.look(msgspec.msgpack.decode(frame, type=Ask))
+        ask = msgspec.msgpack.decode(frame, type=Ask)
+        if ask.compared is not None and not gives_way:
+            # Without a table there are no requests to give way to.
+            os.nice(NICENESS)
+            gives_way = True
+        answer, parts = reader.look(ask)
         _write(outgoing, _encode(answer), *parts)
 
 

@@ -148,9 +148,17 @@ def test_a_closed_one_starts_no_more(loader: Loader) -> None:
         loader.look(NOTHING)
 
 
-def test_it_gives_way_to_what_answers_requests(loader: Loader) -> None:
-    loader.look(NOTHING)
-    assert os.getpriority(os.PRIO_PROCESS, pid_of(loader)) > os.getpriority(os.PRIO_PROCESS, 0)
+def test_it_gives_way_to_requests_once_there_is_a_table_to_answer_them_with(loader: Loader) -> None:
+    def priority() -> int:
+        return os.getpriority(os.PRIO_PROCESS, pid_of(loader))
+
+    first = loader.look(NOTHING)
+    at_first = priority()
+    assert at_first == os.getpriority(os.PRIO_PROCESS, 0)
+    asked = about(after(EMPTY, *first), first[0])
+    for _ in range(2):
+        loader.look(asked)
+        assert priority() > at_first
 
 
 def loader_of(server: Adcore) -> int | None:
