@@ -1,9 +1,10 @@
 """The Reader in a process of its own, so that what it does never holds up a request.
 
 A thread would: it shares the interpreter's lock with the loop, and reading, decoding and checking 100,000 creatives
-keeps that for seconds. The process is started when there is something to ask, runs at a low priority while requests are answered, and ends after
-it has loaded a table, so that its memory goes with it; between loads it is small. It holds no socket of the server's,
-and leaves with it: its standard input ends when the server does, however that came to be.
+keeps that for seconds. The process is started when there is something to ask, gives way to the server while that has a
+table to answer requests with, and ends after it has loaded one, so that its memory goes with it; between loads it is
+small. It holds no socket of the server's, and leaves with it: its standard input ends when the server does, however
+that came to be.
 
 Frames go both ways: four bytes of length, big-endian, then msgpack.
 """
@@ -28,7 +29,7 @@ from adcore.sources.reader import Answer, Ask, Note, Reader
 
 # A driver's own timeouts end a call long before; this is for a process that was stopped or makes no progress.
 ANSWER_S = 300.0
-# Below everything that answers requests. Not SCHED_IDLE: on a core that is never idle no table would ever be new.
+# A tenth of a core that the server fills, all of one that is idle. SCHED_IDLE would never come to an end on a full one.
 NICENESS = 10
 
 
