@@ -149,9 +149,11 @@ class Server:
         """Until the first table is there, kept on disk, and nothing more happens."""
         quiet = 0
         while quiet < 5:
-            before = cpu.seconds(cpu.family(self.process.pid))
+            before = cpu.family(self.process.pid), self.cpu_s()
             time.sleep(0.3)
-            quiet = quiet + 1 if cpu.seconds(cpu.family(self.process.pid)) - before < 0.03 else 0
+            # A loader that works ends when it is done.
+            same = cpu.family(self.process.pid) == before[0] and self.cpu_s() - before[1] < 0.03
+            quiet = quiet + 1 if same else 0
 
     def cpu_s(self) -> float:
         return cpu.seconds([self.process.pid])
@@ -417,7 +419,11 @@ def swapped(server: Server) -> int:
 
 
 def kib(pid: int, field: str) -> int:
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except FileNotFoundError:  # a loader that has just ended
+        return 0
+    for line in lines:
         name, _, value = line.partition(":")
         if name == field:
             return int(value.split()[0])
