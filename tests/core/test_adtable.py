@@ -153,6 +153,16 @@ def test_emptied_and_filled_again() -> None:
     assert EMPTY.creative_count == 0
 
 
+def test_campaigns_that_changed_places_are_in_their_new_order_everywhere() -> None:
+    rows = [campaign(name) for name in "abc"]
+    before = build_table(document(*rows), revision=1)
+    for order in ((1, 0, 2), (2, 1, 0), (0, 2)):
+        to = document(*(rows[at] for at in order))
+        after = change(before, to)
+        assert describe(after) == describe(build_table(to, revision=2))
+        assert after.campaigns["a"] is before.campaigns["a"]
+
+
 def test_placements_that_no_change_concerns_are_shared() -> None:
     rows = [campaign(name, targeting={"placements": [place]}) for name, place in (("a", "side"), ("b", "foot"))]
     before = build_table(document(*rows), revision=1)

@@ -168,7 +168,8 @@ def loader_of(server: Adcore) -> int | None:
 
 
 def wait_for_loader(server: Adcore) -> int:
-    wait_for(lambda: loader_of(server) is not None)
+    # The one that loaded the first table ends by itself.
+    wait_for(lambda: server.status()["refresh"]["looks"] > 1 and loader_of(server) is not None)
     pid = loader_of(server)
     assert pid is not None
     return pid
