@@ -8,7 +8,7 @@ Knows no clock and no file: the moment is an argument, and `to_state` gives plai
 """
 
 import heapq
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from math import inf
 
 from adcore.core.adtable import AdTable
@@ -41,7 +41,7 @@ class Counters:
         self.held: Mapping[str, Reason] = {}
         self.changed = False
         self._counts: dict[str, Count] = {}
-        self._limited: dict[str, Campaign] = {}
+        self._limited: Mapping[str, Campaign] = {}
         self._others: CounterState = {}
         """What the counts have of other processes."""
 
@@ -52,17 +52,25 @@ class Counters:
         return count
 
     def use(self, table: AdTable, moment: Moment) -> None:
-        """Hold the campaigns of a new table against the counts."""
-        self._limited = {campaign_id: table.campaigns[campaign_id] for campaign_id in table.limited}
-        self.turn(moment)
+        """Hold the new campaigns of a table against the counts; the others' next turn comes soon enough."""
+        before, self._limited = self._limited, table.limited
+        held = {name: reason for name, reason in self.held.items() if table.limited.get(name) is before.get(name)}
+        new = [name for name, campaign in table.limited.items() if before.get(name) is not campaign]
+        self._hold({**held, **self._held_of(new, moment)})
 
     def turn(self, moment: Moment) -> None:
         """Let time pass: a new day's caps, and campaigns whose line has caught up with them."""
+        self._hold(self._held_of(self._limited, moment))
+
+    def _held_of(self, campaign_ids: Iterable[str], moment: Moment) -> dict[str, Reason]:
         held = {}
-        for campaign_id in self._limited:
+        for campaign_id in campaign_ids:
             reason = self._look(self.of(campaign_id), moment)
             if reason is not None:
                 held[campaign_id] = reason
+        return held
+
+    def _hold(self, held: Mapping[str, Reason]) -> None:
         if held != self.held:
             self.held = held
 

@@ -13,6 +13,7 @@ nor a campaign of the placement starts or ends; a request that finds it stale ma
 and emptying one changes nothing but the time that the next requests take.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from ipaddress import ip_address
@@ -43,6 +44,8 @@ NETWORKS_MAX = 65_536
 ADDRESS_BYTES_MAX = 64
 # Slots times alike visitors, a kilobyte each.
 CASES_MAX = 16_384
+# Ads ready to be shown, two kilobytes each; a table may have hundreds of thousands.
+SHOWN_MAX = 16_384
 
 _COOKIE_PREFIX = COOKIE_PREFIX.encode()
 
@@ -130,10 +133,14 @@ class Case:
 class Shown:
     """An ad of the table, ready to be shown."""
 
-    __slots__ = ("answer", "campaign_key", "delivered", "packed", "token_name")
+    __slots__ = ("answer", "campaign_key", "delivered", "packed", "revision", "token_name")
 
-    def __init__(self, ad: Ad, answer: CompiledDecision, counters: Counters, tokens: Tokens, packed: bytes) -> None:
+    def __init__(
+        self, ad: Ad, answer: CompiledDecision, counters: Counters, tokens: Tokens, packed: bytes, revision: int
+    ) -> None:
         self.answer = answer
+        self.revision = revision
+        """Of the table that it was made for, which its records name."""
         self.packed = packed
         """What the records of this ad share."""
         self.token_name = tokens.name(ad.placement.id, ad.creative.id)
@@ -183,9 +190,11 @@ class Delivery:
         self._no_user = queue.form.fields({"user": ""})
         self._cases_made = 0
         self._slots_with_cases: list[Slot] = []
-        self._shown: dict[Ad, Shown] = {}
+        self._left: list[dict[Profile, Case]] = []
+        """Cases of the tables before, to be let go one by one: many at once would take milliseconds."""
+        self._shown: OrderedDict[Ad, Shown] = OrderedDict()
         self._table: AdTable | None = None
-        """What the cases and the shown ads are of."""
+        """What the cases are of."""
 
     def fill(self, table: AdTable, request: Request, query: Query, slots: Sequence[Slot]) -> Page:
         """Decide every slot, and unless the request is a HEAD keep what was decided. Raises QueryError."""
@@ -244,7 +253,9 @@ class Delivery:
                     self._keep_refusal(case, refusal, impression_id, now, network, user)
                 continue
             ad, chance = drawing.pick(draw(impression_id))
-            shown = self._shown.get(ad) or self._make_shown(ad)
+            shown = self._shown.get(ad)
+            if shown is None or shown.revision != table.revision:
+                shown = self._make_shown(ad)
             token = self.tokens.sign(impression_id, shown.token_name, now)
             filled.append((shown.answer, impression_id, token))
             if len(slots) > 1:
@@ -380,13 +391,27 @@ class Delivery:
     # What is kept
 
     def _use(self, table: AdTable) -> None:
-        self._forget_cases()
-        self._shown = {}
-        self._table = table
+        """Keep the cases of the placements that are the same in both tables."""
+        before, self._table = self._table, table
+        if before is None:
+            return
+        kept = []
+        for slot in self._slots_with_cases:
+            index = before.placements.get(slot.placement)
+            if index is not None and table.placements.get(slot.placement) is index:
+                kept.append(slot)
+            else:
+                self._cases_made -= len(slot.cases)
+                self._left.append(slot.cases)
+                slot.cases = {}
+        self._slots_with_cases = kept
 
     def _make_case(self, held: Mapping[str, Reason], slot: Slot, query: Query, profile: Profile, now: float) -> Case:
         table = self._table
         assert table is not None
+        if self._left:
+            self._left.pop()
+        self.state.statistics.read(2)
         facts = Facts(
             profile.device,
             profile.os,
@@ -419,6 +444,7 @@ class Delivery:
         for slot in self._slots_with_cases:
             slot.cases.clear()
         self._slots_with_cases.clear()
+        self._left.clear()
         self._cases_made = 0
         self.state.statistics.read()
 
@@ -434,7 +460,9 @@ class Delivery:
                 "host": self.host,
             }
         )
-        shown = self._shown[ad] = Shown(ad, answer, self.state.counters, self.tokens, packed)
+        if len(self._shown) >= SHOWN_MAX:
+            self._shown.popitem(last=False)
+        shown = self._shown[ad] = Shown(ad, answer, self.state.counters, self.tokens, packed, self._table.revision)
         return shown
 
     def _pack_visitor(self, facts: Facts, moment: Moment, excluded: Mapping[str, str]) -> bytes:

@@ -28,7 +28,7 @@ from adcore.control.explain import ExplainError, explain_request
 from adcore.control.handlers import ControlHandlers
 from adcore.control.runtime import Runtime
 from adcore.control.server import ControlServer
-from adcore.core.adtable import AdTable, build_table
+from adcore.core.adtable import AdTable, Steps
 from adcore.core.calendar import Calendar
 from adcore.core.decision import Explanation
 from adcore.core.frequency import capped
@@ -61,6 +61,7 @@ from adcore.seat import HELD_BACK, READY, Seat, control_path
 from adcore.settings import COUNTS_FILE, LAST_GOOD_FILE
 from adcore.sources import open_store
 from adcore.sources.lastgood import LastGood
+from adcore.sources.loader import Loader, Sources
 from adcore.sources.refresh import Refresher
 from adcore.state import State
 from adcore.tokens import KeyRing
@@ -195,6 +196,8 @@ class Server:
             self.runtime.start()
         # Operators can ask while the first table is still on its way.
         control_server = await serve(loop, control_listener, control, 16) if control_listener else None
+        # A large document is taken apart meanwhile, and nothing in it is garbage before it is all done.
+        gc.disable()
         if not await self.refresher.start():
             log.error("no ad table yet; /ping says 503 until a source answers")
         timers = [
@@ -206,6 +209,7 @@ class Server:
         stop_accepting = await self._accept(listener)
         log.info("serving on %s, pid %d", listener.describe, os.getpid())
         # What start-up made stays for good: the collector need not look at it again.
+        gc.enable()
         gc.collect()
         gc.freeze()
         await asyncio.wait([stopping, writing, *timers], return_when=asyncio.FIRST_COMPLETED)
@@ -274,29 +278,32 @@ class Server:
 
     # The parts
 
-    def _make_refresher(self) -> Refresher[AdTable]:
+    def _make_refresher(self) -> Refresher:
         config = self.config
         owner = f"{socket.gethostname()}:{os.getpid()}:{next(self.ids)[:8].decode()}"
-        snapshot = None
+        last_good = LastGood(config.state_dir / LAST_GOOD_FILE)
+        # Not used here, but a driver that is missing is an error of the start.
+        labels = {"store": open_store(config.source).label}
         if config.memcached is not None:
-            from adcore.sources.snapshot import Snapshot
-
-            snapshot = Snapshot(config.memcached, config.memcached_prefix, owner)
+            labels["snapshot"] = f"memcached {config.memcached}"
+        labels["disk"] = last_good.label
         return Refresher(
-            open_store(config.source),
-            snapshot,
-            LastGood(config.state_dir / LAST_GOOD_FILE),
-            build=lambda rows: build_table(rows.document, revision=rows.revision.number),
+            Loader(Sources(config.source, config.memcached, config.memcached_prefix, owner, str(last_good.path))),
+            last_good,
+            labels=labels,
             use=self._use_table,
             interval_s=config.refresh,
             uniform=random.random,
         )
 
-    def _use_table(self, table: AdTable) -> None:
-        self.state.use(table, self.calendar.moment(time.time()))
-        self.first_table.set()
+    def _use_table(self, table: AdTable) -> Steps[None]:
+        known = set() if self.state.table is None else set(self.state.table.rejected)
         for problem in table.rejected:
-            log.warning("a bad row is left out: %s", problem)
+            if problem not in known:
+                log.warning("a bad row is left out: %s", problem)
+                yield
+        yield from self.state.use_in_steps(table, self.calendar.moment(time.time()))
+        self.first_table.set()
 
     def _make_handlers(self, config: Config, keyring: KeyRing, calendar: Calendar) -> Handlers:
         country_of = None

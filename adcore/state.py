@@ -1,9 +1,9 @@
 """What a process knows besides its configuration and keeps when that is reloaded: table, counts, memories."""
 
-from collections import Counter
+from collections import Counter, deque
 from typing import Protocol
 
-from adcore.core.adtable import AdTable
+from adcore.core.adtable import AdTable, Steps, finish
 from adcore.core.calendar import Moment
 from adcore.core.decision import NoAd
 from adcore.core.frequency import FrequencyMemory
@@ -52,7 +52,7 @@ class Statistics:
     def __init__(self) -> None:
         self._requests: dict[str, list[int]] = {}
         """By route and status."""
-        self.unread: list[Tally] = []
+        self.unread: deque[Tally] = deque()
         """Cases whose answers are not in the totals yet: counting one there is cheaper than here."""
         self._filled: Counter[str] = Counter()
         """Decisions by placement."""
@@ -85,12 +85,13 @@ class Statistics:
         for reason, candidates in refusal.dropped:
             totals[reason] += candidates
 
-    def read(self) -> None:
-        """Bring the totals up to date."""
-        for case in self.unread:
+    def read(self, cases_max: int | None = None) -> None:
+        """Bring the totals up to date, or take in this many cases more, the oldest first."""
+        unread = self.unread
+        for _ in range(len(unread) if cases_max is None else min(cases_max, len(unread))):
+            case = unread.popleft()
             self.add_filled(case.placement, case.answers, case.eligible.dropped)
             case.answers = 0
-        self.unread.clear()
 
     def to_status(self) -> dict[str, object]:
         self.read()
@@ -126,11 +127,20 @@ class State:
 
     def use(self, table: AdTable, moment: Moment) -> None:
         """Decide on this table from now on."""
+        finish(self.use_in_steps(table, moment))
+
+    def use_in_steps(self, table: AdTable, moment: Moment) -> Steps[None]:
+        """The same in small steps; the last one puts the table in its place."""
         if self.table is not None:
-            for creative_id in self.table.creatives.keys() - table.creatives.keys():
-                self._departed[creative_id] = self.table.creatives[creative_id]
+            for campaign in self.table.campaigns.values():
+                if table.campaigns.get(campaign.id) is not campaign:
+                    for creative in campaign.creatives:
+                        if table.creatives.get(creative.id) is None:
+                            self._departed[creative.id] = campaign, creative
+                yield
             for creative_id in list(self._departed)[:-DEPARTED_MAX]:
                 del self._departed[creative_id]
+                yield
         self.counters.use(table, moment)
         self.table = table
 

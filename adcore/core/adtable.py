@@ -5,39 +5,70 @@ be shown there and keeps every rule about them as a bit mask over those numbers 
 besides (`Window`, `Drawing`) are results of pure functions of the table, kept within stated bounds; forgetting them
 at any moment changes nothing but the time the next decision takes.
 
-A new table is built beside the old one and takes its place in a single assignment, so no answer mixes two.
+A new table is built beside the old one, shares with it what has not changed, and takes its place in a single
+assignment, so no answer mixes two. It is built in small steps (`change_table`), between which requests are answered.
+Most of it are structs that the garbage collector need not look at (`gc=False`): they are trees.
 """
 
+from array import array
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import accumulate
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate, compress, count
+from typing import TypeVar
+
+import msgspec
 
 from adcore.core.calendar import Moment
 from adcore.core.facts import Facts
-from adcore.core.frequency import Cap, campaign_key
+from adcore.core.frequency import Cap, Caps, campaign_key
 from adcore.core.inventory import Campaign, Creative, Placement, Problem, check_inventory
 from adcore.core.pacing import is_limited
 from adcore.core.reason import Reason
 from adcore.core.targeting import Dropped, TargetingIndex
 
+# Bytes of "0" and "1" as false and true: 500 bits in 10 µs, where picking one after the other takes 32.
+_FLAGS = bytes(character == ord("1") for character in range(256))
 PRIORITIES = ("sponsorship", "standard", "house")
 
 # Distinct combinations of facts remembered per placement. Real traffic repeats a few hundred; random keywords must
 # not fill the memory.
 MATCHES_MAX = 4096
-# Weighted choices remembered per placement, in creatives over all of them (16 bytes each).
-DRAWN_ADS_MAX = 65536
+# Weighted choices remembered per placement, in campaigns over all of them (16 bytes each).
+DRAWN_MAX = 65536
+# The creatives are kept in so many parts, so that a change copies only those parts that it concerns.
+PARTS = 256
+
+BATCH = 250
+
+S = TypeVar("S")
+T = TypeVar("T")
+Steps = Generator[None, None, T]
+"""Work in small steps, so that whoever runs it can do something else in between; it returns a T."""
 
 
-class Ad:
+class Ad(msgspec.Struct, frozen=True, eq=False, gc=False):
     """One creative in one placement, with the campaign it belongs to: what a decision chooses."""
 
-    __slots__ = ("campaign", "creative", "placement")
+    placement: Placement
+    campaign: Campaign
+    creative: Creative
 
-    def __init__(self, placement: Placement, campaign: Campaign, creative: Creative) -> None:
-        self.placement = placement
-        self.campaign = campaign
-        self.creative = creative
+
+class Entrant(msgspec.Struct, frozen=True, eq=False, gc=False):
+    """What a campaign has to show in one placement, and the sums of its creatives' weights up to each."""
+
+    campaign: Campaign
+    ads: tuple[Ad, ...]
+    bounds: tuple[int, ...]
+
+    def pick(self, draw: float) -> tuple[Ad, float]:
+        """The ad at `draw`, a number in [0, 1), and the probability with which it is picked."""
+        ads, bounds = self.ads, self.bounds
+        if len(ads) == 1:
+            return ads[0], 1.0
+        # The last one has no upper bound, so that it takes a product that rounds up to the total itself.
+        at = bisect_right(bounds, draw * bounds[-1], hi=len(ads) - 1)
+        return ads[at], ads[at].creative.weight / bounds[-1]
 
 
 class Window:
@@ -57,22 +88,43 @@ class Window:
 
 
 class Drawing:
-    """The weighted choice among the ads of the first tier that has any: half-open intervals of [0, total)."""
+    """The weighted choice among the campaigns of the first tier that has any, and then among the creatives of one.
 
-    __slots__ = ("_bounds", "_total", "chances", "dropped")
+    In two steps, so that it is as long as there are campaigns, however many creatives they have.
+    """
 
-    def __init__(self, ads: Sequence[Ad], weights: Sequence[float], dropped: Dropped) -> None:
-        bounds = list(accumulate(weights))
-        self._total = bounds.pop()
-        # The last one has no upper bound, so that it takes a product that rounds up to the total itself.
-        self._bounds = bounds
-        self.chances = [(ad, weight / self._total) for ad, weight in zip(ads, weights, strict=True)]
-        """Each ad, and the probability with which it is picked."""
+    __slots__ = ("_bounds", "_entrants", "_positions", "dropped")
+
+    def __init__(self, entrants: Sequence[Entrant], positions: Sequence[int], dropped: Dropped) -> None:
+        self._entrants = entrants
+        self._positions = array("L", positions)
+        """Of the entrants that take part."""
+        self._bounds = array("d", accumulate([entrants[position].campaign.weight for position in positions]))
+        """Of half-open intervals of [0, total)."""
         self.dropped = dropped
+
+    def __len__(self) -> int:
+        return len(self._positions)
 
     def pick(self, draw: float) -> tuple[Ad, float]:
         """The ad at `draw`, a number in [0, 1), and the probability with which it is picked."""
-        return self.chances[bisect_right(self._bounds, draw * self._total)]
+        bounds = self._bounds
+        total = bounds[-1]
+        point = draw * total
+        at = bisect_right(bounds, point, hi=len(bounds) - 1)
+        entrant = self._entrants[self._positions[at]]
+        weight = entrant.campaign.weight
+        # Where in the campaign's interval the point lies is as random as the point itself.
+        ad, chance = entrant.pick((point - bounds[at] + weight) / weight)
+        return ad, chance * weight / total
+
+    def chances(self) -> Iterator[tuple[Ad, float]]:
+        """Each ad, and the probability with which it is picked."""
+        total = self._bounds[-1]
+        for position in self._positions:
+            entrant = self._entrants[position]
+            for ad in entrant.ads:
+                yield ad, ad.creative.weight / entrant.bounds[-1] * entrant.campaign.weight / total
 
 
 class PlacementIndex:
@@ -85,9 +137,9 @@ class PlacementIndex:
         "_held_mask",
         "_window",
         "absent",
-        "ads",
         "campaigns",
         "ends",
+        "entrants",
         "placement",
         "positions",
         "starts",
@@ -95,28 +147,40 @@ class PlacementIndex:
         "tiers",
     )
 
-    def __init__(
-        self,
-        placement: Placement,
-        candidates: Sequence[tuple[Campaign, tuple[Ad, ...]]],
-        absent: Mapping[str, Reason],
-    ) -> None:
+    def __init__(self, placement: Placement, entrants: Sequence[Entrant], absent: Mapping[str, Reason]) -> None:
+        for _ in self._compile(placement, entrants, absent):
+            pass
+
+    @classmethod
+    def compile(
+        cls, placement: Placement, entrants: Sequence[Entrant], absent: Mapping[str, Reason]
+    ) -> "Steps[PlacementIndex]":
+        """The same as the constructor, step by step."""
+        index = cls.__new__(cls)
+        yield from index._compile(placement, entrants, absent)
+        return index
+
+    def _compile(
+        self, placement: Placement, entrants: Sequence[Entrant], absent: Mapping[str, Reason]
+    ) -> "Steps[None]":
         self.placement = placement
-        self.campaigns = tuple(campaign for campaign, _ in candidates)
-        self.ads = tuple(ads for _, ads in candidates)
+        self.entrants = tuple(entrants)
+        self.campaigns = tuple(entrant.campaign for entrant in entrants)
         self.absent = absent
         self.positions = {campaign.id: position for position, campaign in enumerate(self.campaigns)}
-        self.targeting = TargetingIndex([campaign.targeting for campaign in self.campaigns])
+        yield
+        self.targeting = yield from TargetingIndex.compile([campaign.targeting for campaign in self.campaigns])
         self.starts = tuple(c.starts_at.timestamp() if c.starts_at else None for c in self.campaigns)
         self.ends = tuple(c.ends_at.timestamp() if c.ends_at else None for c in self.campaigns)
+        yield
         tiers = dict.fromkeys(PRIORITIES, 0)
         for position, campaign in enumerate(self.campaigns):
             tiers[campaign.priority] |= 1 << position
         self.tiers = tuple(mask for mask in tiers.values() if mask)
-
+        yield
         self._window = self._find_window(0.0)
         self._drawings: dict[int, Drawing | None] = {}
-        self._drawing_room = DRAWN_ADS_MAX
+        self._drawing_room = DRAWN_MAX
         self._held: Mapping[str, Reason] = {}
         self._held_mask = 0
 
@@ -166,13 +230,22 @@ class PlacementIndex:
         if mask in self._drawings:
             return self._drawings[mask]
         drawing = self._draw_up(mask)
-        size = len(drawing.chances) if drawing else 1
+        size = len(drawing) if drawing else 1
         if self._drawing_room < size:
             self._drawings.clear()
-            self._drawing_room = DRAWN_ADS_MAX
+            self._drawing_room = DRAWN_MAX
         self._drawing_room -= size
         self._drawings[mask] = drawing
         return drawing
+
+    def forget(self) -> Steps[None]:
+        """Empty the memories, a little at a time."""
+        for memory in (self._window.matches, self._drawings):
+            while memory:
+                for _ in range(min(len(memory), BATCH)):
+                    memory.popitem()
+                yield
+        self._drawing_room = DRAWN_MAX
 
     def _draw_up(self, mask: int) -> Drawing | None:
         for tier in self.tiers:
@@ -181,21 +254,11 @@ class PlacementIndex:
                 break
         else:
             return None
-        ads: list[Ad] = []
-        weights: list[float] = []
-        for position in bits(live):
-            # A campaign's weight is shared out among its creatives, so that more creatives don't mean more share.
-            campaign_weight = self.campaigns[position].weight
-            of_campaign = self.ads[position]
-            creatives_weight = sum(ad.creative.weight for ad in of_campaign)
-            for ad in of_campaign:
-                ads.append(ad)
-                weights.append(campaign_weight * ad.creative.weight / creatives_weight)
         counts = (
             (Reason.LOWER_PRIORITY, (mask ^ live).bit_count()),
             (Reason.LOST_DRAW, live.bit_count() - 1),
         )
-        return Drawing(ads, weights, tuple(entry for entry in counts if entry[1]))
+        return Drawing(self.entrants, list(bits(live)), tuple(entry for entry in counts if entry[1]))
 
     def _find_window(self, time: float) -> Window:
         window_start, window_end = float("-inf"), float("inf")
@@ -214,13 +277,61 @@ class PlacementIndex:
         return Window(window_start, window_end, running, early, late)
 
 
+class Booking(msgspec.Struct, frozen=True, eq=False, gc=False):
+    """A creative and its campaign."""
+
+    campaign: Campaign
+    creative: Creative
+
+
+class Creatives:
+    """Every creative by its id, with its campaign."""
+
+    __slots__ = ("_count", "_parts")
+
+    def __init__(self, parts: Sequence[dict[str, Booking]]) -> None:
+        self._parts = parts
+        self._count = sum(map(len, parts))
+
+    def __len__(self) -> int:
+        return self._count
+
+    def get(self, creative_id: str) -> tuple[Campaign, Creative] | None:
+        booking = self._parts[hash(creative_id) % PARTS].get(creative_id)
+        return None if booking is None else (booking.campaign, booking.creative)
+
+    def parts(self) -> Iterator[object]:
+        yield from self._parts
+
+    def changed(self, gone: Iterable[Campaign], new: Iterable[Campaign]) -> Steps["Creatives"]:
+        """The same without the creatives of some campaigns, and with those of others."""
+        parts = list(self._parts)
+        copied: set[int] = set()
+
+        def part_of(creative: Creative) -> dict[str, Booking]:
+            number = hash(creative.id) % PARTS
+            if number not in copied:
+                copied.add(number)
+                parts[number] = parts[number].copy()
+            return parts[number]
+
+        for campaign in gone:
+            for creative in campaign.creatives:
+                del part_of(creative)[creative.id]
+            yield
+        for campaign in new:
+            for creative in campaign.creatives:
+                part_of(creative)[creative.id] = Booking(campaign, creative)
+            yield
+        return Creatives(parts)
+
+
 class AdTable:
     """All placements and campaigns of one revision, and the rows that were left out of it."""
 
     __slots__ = (
         "campaigns",
         "caps",
-        "creative_count",
         "creatives",
         "limited",
         "placements",
@@ -231,69 +342,205 @@ class AdTable:
     def __init__(
         self,
         revision: int,
-        placements: Sequence[Placement],
-        campaigns: Sequence[Campaign],
         rejected: tuple[Problem, ...],
+        campaigns: Mapping[str, Campaign],
+        creatives: Creatives,
+        limited: Mapping[str, Campaign],
+        caps: Caps,
+        placements: Mapping[str, PlacementIndex],
     ) -> None:
         self.revision = revision
         self.rejected = rejected
-        self.campaigns = {campaign.id: campaign for campaign in campaigns}
-        # Clicks arrive after a campaign was paused or has ended, so every valid creative is kept for its landing URL.
-        self.creatives = {
-            creative.id: (campaign, creative) for campaign in campaigns for creative in campaign.creatives
-        }
-        self.creative_count = len(self.creatives)
-        self.limited = frozenset(campaign.id for campaign in campaigns if is_limited(campaign))
-        self.caps = {
-            campaign_key(campaign.id): Cap(cap.impressions, cap.seconds, campaign.id)
-            for campaign in campaigns
-            if (cap := campaign.frequency_cap) is not None
-        }
-        self.placements = _index(placements, campaigns)
+        self.campaigns = campaigns
+        self.creatives = creatives
+        """Clicks arrive after a campaign was paused or has ended, so all are here for their landing URLs."""
+        self.limited = limited
+        """The campaigns with a goal or a cap."""
+        self.caps = caps
+        self.placements = placements
+
+    @property
+    def creative_count(self) -> int:
+        return len(self.creatives)
+
+
+EMPTY = AdTable(0, (), {}, Creatives([{} for _ in range(PARTS)]), {}, {}, {})
 
 
 def build_table(document: object, *, revision: int) -> AdTable:
     """Compile a document (the JSON form of the inventory). Bad rows are left out and named in `rejected`."""
     inventory, rejected = check_inventory(document)
-    return AdTable(revision, inventory.placements, inventory.campaigns, rejected)
+    return finish(change_table(EMPTY, revision, inventory.placements, inventory.campaigns, rejected))
+
+
+def finish(steps: Steps[T]) -> T:
+    """Do all the steps at once."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+
+
+def change_table(
+    before: AdTable,
+    revision: int,
+    placements: Sequence[Placement],
+    campaigns: Sequence[Campaign],
+    rejected: tuple[Problem, ...],
+) -> Steps[AdTable]:
+    """Another table, which shares with `before` what is the same in both, and is otherwise as if built anew.
+
+    A campaign is the same when it is the very object that `before` has. Each step takes some tens of microseconds, or
+    as long as one look at every campaign of one placement.
+    """
+    there: dict[str, Campaign] = {}
+    new: list[Campaign] = []
+    for batch in _batches(campaigns):
+        there.update({campaign.id: campaign for campaign in batch})
+        new += [campaign for campaign in batch if before.campaigns.get(campaign.id) is not campaign]
+        yield
+    gone: list[Campaign] = []
+    for batch in _batches(tuple(before.campaigns.values())):
+        gone += [campaign for campaign in batch if there.get(campaign.id) is not campaign]
+        yield
+    creatives = yield from before.creatives.changed(gone, new)
+    limited = dict(before.limited)
+    caps = dict(before.caps)
+    for batch in _batches(gone):
+        for campaign in batch:
+            limited.pop(campaign.id, None)
+            caps.pop(campaign_key(campaign.id), None)
+        yield
+    for batch in _batches(new):
+        for campaign in batch:
+            if is_limited(campaign):
+                limited[campaign.id] = campaign
+            cap = campaign.frequency_cap
+            if cap is not None:
+                caps[campaign_key(campaign.id)] = Cap(cap.impressions, cap.seconds, campaign.id)
+        yield
+    indexes = yield from _index(before, placements, campaigns, there, new, gone)
+    return AdTable(revision, rejected, there, creatives, limited, caps, indexes)
+
+
+def let_go(table: AdTable, successor: AdTable) -> Steps[None]:
+    """Free what only `table` has, piece by piece, if the caller has dropped it; at once it would take milliseconds."""
+    shared = set(map(id, successor.placements.values()))
+    indexes = [index for index in table.placements.values() if id(index) not in shared]
+    pieces: list[object] = [*table.creatives.parts(), *table.campaigns.values()]
+    del table
+    yield
+    while pieces:
+        pieces.pop()
+        yield
+    while indexes:
+        yield from indexes.pop().forget()
+        yield
 
 
 def bits(mask: int) -> Iterator[int]:
     """The positions of the set bits, lowest first."""
-    while mask:
-        lowest = mask & -mask
-        yield lowest.bit_length() - 1
-        mask ^= lowest
+    return compress(count(), bin(mask)[:1:-1].encode().translate(_FLAGS))
 
 
-def _index(placements: Sequence[Placement], campaigns: Sequence[Campaign]) -> dict[str, PlacementIndex]:
-    by_size: dict[tuple[int, int], list[Placement]] = {}
-    for placement in placements:
-        by_size.setdefault((placement.width, placement.height), []).append(placement)
-    candidates: dict[str, list[tuple[Campaign, tuple[Ad, ...]]]] = {p.id: [] for p in placements}
-    absent: dict[str, dict[str, Reason]] = {p.id: {} for p in placements}
-    by_id = {placement.id: placement for placement in placements}
-    for campaign in campaigns:
-        # Campaigns for any placement are tried where their sizes fit, those that name placements there.
+def _batches(items: Sequence[S]) -> Iterator[Sequence[S]]:
+    """As many at once as take some tens of microseconds to look at."""
+    for start in range(0, len(items), BATCH):
+        yield items[start : start + BATCH]
+
+
+class _Sizes:
+    """Placements, to be found by the campaigns that could be shown there."""
+
+    def __init__(self, placements: Iterable[Placement]) -> None:
+        self._by_id = {placement.id: placement for placement in placements}
+        self._by_size: dict[tuple[int, int], list[Placement]] = {}
+        for placement in self._by_id.values():
+            self._by_size.setdefault((placement.width, placement.height), []).append(placement)
+
+    def tried_by(self, campaign: Campaign) -> list[Placement]:
+        """Campaigns for any placement are tried where their sizes fit, those that name placements there."""
         wanted = campaign.targeting.placements
+        if wanted:
+            return [self._by_id[placement_id] for placement_id in wanted if placement_id in self._by_id]
         sizes = dict.fromkeys(creative.placement_size for creative in campaign.creatives)
-        tried = (
-            [by_id[placement_id] for placement_id in wanted if placement_id in by_id]
-            if wanted
-            else [placement for size in sizes for placement in by_size.get(size, ())]
-        )
-        for placement in tried:
-            of_size = [
-                creative
-                for creative in campaign.creatives
-                if creative.placement_size == (placement.width, placement.height)
-            ]
-            fitting = tuple(
-                Ad(placement, campaign, creative) for creative in of_size if creative.format in placement.formats
-            )
-            if fitting and campaign.status == "active":
-                candidates[placement.id].append((campaign, fitting))
-            else:
-                reason = Reason.PAUSED if fitting else Reason.FORMAT if of_size else Reason.SIZE
-                absent[placement.id][campaign.id] = reason
-    return {p.id: PlacementIndex(p, candidates[p.id], absent[p.id]) for p in placements}
+        return [placement for size in sizes for placement in self._by_size.get(size, ())]
+
+
+def _index(
+    before: AdTable,
+    placements: Sequence[Placement],
+    campaigns: Sequence[Campaign],
+    there: Mapping[str, Campaign],
+    new: Sequence[Campaign],
+    gone: Sequence[Campaign],
+) -> Steps[dict[str, PlacementIndex]]:
+    """The index of each placement; that of `before` where neither the placement nor a campaign tried there changed."""
+    kept = {
+        placement.id: index
+        for placement in placements
+        if (index := before.placements.get(placement.id)) is not None and index.placement == placement
+    }
+    left_out = {campaign.id for campaign in gone}
+    changed = {campaign.id for campaign in new}
+    # Campaigns that changed places have changed the order in every index.
+    positions: dict[str, int] = {}
+    stayed = iter(before.campaigns)
+    for batch in _batches(tuple(there)):
+        for campaign_id in batch:
+            positions[campaign_id] = len(positions)
+            if kept and campaign_id not in changed:
+                before_it = next(name for name in stayed if name not in left_out)
+                if before_it != campaign_id:
+                    kept = {}
+        yield
+    # By placement, what each campaign that has to be looked at has to show there, or why it has nothing.
+    found: dict[str, dict[str, Entrant | Reason]] = {p.id: {} for p in placements if p.id not in kept}
+    every, fresh = _Sizes(placements), _Sizes(p for p in placements if p.id not in kept)
+    for campaign in campaigns if found else new:
+        for placement in (every if campaign.id in changed else fresh).tried_by(campaign):
+            found.setdefault(placement.id, {})[campaign.id] = _enter(placement, campaign)
+        yield
+    for campaign in gone:
+        for placement in every.tried_by(campaign):
+            found.setdefault(placement.id, {})
+        yield
+    indexes = {}
+    for placement in placements:
+        here = found.get(placement.id)
+        index = kept.get(placement.id)
+        if here is None:
+            assert index is not None
+            indexes[placement.id] = index
+            continue
+        entrants = {name: entrant for name, entrant in here.items() if isinstance(entrant, Entrant)}
+        absent = {name: reason for name, reason in here.items() if isinstance(reason, Reason)}
+        yield
+        if index is not None:
+            placement = index.placement
+            for entrant in index.entrants:
+                name = entrant.campaign.id
+                if name not in left_out:
+                    entrants[name] = entrant
+            absent.update((name, why) for name, why in index.absent.items() if name not in left_out)
+            yield
+        in_order = [entrants[name] for name in sorted(entrants, key=positions.__getitem__)]
+        yield
+        indexes[placement.id] = yield from PlacementIndex.compile(placement, in_order, absent)
+        yield
+    return indexes
+
+
+def _enter(placement: Placement, campaign: Campaign) -> Entrant | Reason:
+    """What the campaign has to show in the placement, or why it has nothing."""
+    size = placement.width, placement.height
+    of_size = [creative for creative in campaign.creatives if creative.placement_size == size]
+    fitting = [creative for creative in of_size if creative.format in placement.formats]
+    if not fitting:
+        return Reason.FORMAT if of_size else Reason.SIZE
+    if campaign.status != "active":
+        return Reason.PAUSED
+    ads = tuple(Ad(placement, campaign, creative) for creative in fitting)
+    return Entrant(campaign, ads, tuple(accumulate(creative.weight for creative in fitting)))

@@ -216,7 +216,7 @@ def explain(
     eligible = index.mask_of({campaign_id for campaign_id, against in reasons.items() if not against})
     drawing = index.drawing(eligible)
     chances: dict[str, dict[str, float]] = {}
-    for ad, chance in drawing.chances if drawing else ():
+    for ad, chance in drawing.chances() if drawing else ():
         chances.setdefault(ad.campaign.id, {})[ad.creative.id] = chance
     candidates = []
     for campaign in table.campaigns.values():

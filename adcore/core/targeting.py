@@ -7,7 +7,7 @@ and one AND per facet, however many campaigns there are, and the campaigns that 
 reads it.
 """
 
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Generator, Hashable, Iterable, Iterator, Sequence
 
 from adcore.core.calendar import Moment
 from adcore.core.facts import Facts
@@ -22,17 +22,15 @@ class Facet:
 
     __slots__ = ("by_value", "indifferent")
 
-    def __init__(self, wanted: Iterable[Iterable[Hashable]]) -> None:
+    def __init__(self, wanted: Iterable[Sequence[Hashable]]) -> None:
         self.indifferent = 0
         self.by_value: dict[Hashable, int] = {}
         for position, values in enumerate(wanted):
             bit = 1 << position
-            asked = False
-            for value in values:
-                asked = True
-                self.by_value[value] = self.by_value.get(value, 0) | bit
-            if not asked:
+            if not values:
                 self.indifferent |= bit
+            for value in values:
+                self.by_value[value] = self.by_value.get(value, 0) | bit
 
     def naming(self, values: Iterable[Hashable]) -> int:
         """The campaigns that ask for one of these values by name."""
@@ -51,6 +49,18 @@ class Facet:
 class TargetingIndex:
     """The targeting of a placement's campaigns; bit i of every mask is campaign i of the given sequence."""
 
+    countries: Facet
+    devices: Facet
+    everyone: int
+    hours: Facet
+    key_values: dict[str, Facet]
+    keywords: frozenset[Hashable] | set[Hashable]
+    keywords_any: Facet
+    keywords_none: Facet
+    languages: Facet
+    os: Facet
+    weekdays: Facet
+
     __slots__ = (
         "countries",
         "devices",
@@ -65,19 +75,34 @@ class TargetingIndex:
         "weekdays",
     )
 
-    def __init__(self, targetings: Sequence[Targeting]) -> None:
-        self.everyone = (1 << len(targetings)) - 1
-        self.devices = Facet(t.devices for t in targetings)
-        self.os = Facet(t.os for t in targetings)
-        self.countries = Facet(t.countries for t in targetings)
-        self.languages = Facet(t.languages for t in targetings)
-        self.keywords_any = Facet(t.keywords_any for t in targetings)
-        self.keywords_none = Facet(t.keywords_none for t in targetings)
-        self.hours = Facet(t.hours for t in targetings)
-        self.weekdays = Facet(t.weekdays for t in targetings)
-        self.keywords = self.keywords_any.by_value.keys() | self.keywords_none.by_value.keys()
+    @classmethod
+    def compile(cls, targetings: Sequence[Targeting]) -> "Generator[None, None, TargetingIndex]":
+        """The index, made facet by facet: there may be thousands of campaigns, and others wait."""
+        index = cls()
+        index.everyone = (1 << len(targetings)) - 1
+        index.devices = Facet([t.devices for t in targetings])
+        yield
+        index.os = Facet([t.os for t in targetings])
+        yield
+        index.countries = Facet([t.countries for t in targetings])
+        yield
+        index.languages = Facet([t.languages for t in targetings])
+        yield
+        index.keywords_any = Facet([t.keywords_any for t in targetings])
+        yield
+        index.keywords_none = Facet([t.keywords_none for t in targetings])
+        yield
+        index.hours = Facet([t.hours for t in targetings])
+        yield
+        index.weekdays = Facet([t.weekdays for t in targetings])
+        yield
+        index.keywords = index.keywords_any.by_value.keys() | index.keywords_none.by_value.keys()
         names = {name for targeting in targetings for name in targeting.key_values}
-        self.key_values = {name: Facet(t.key_values.get(name, ()) for t in targetings) for name in sorted(names)}
+        index.key_values = {}
+        for name in sorted(names):
+            index.key_values[name] = Facet([t.key_values.get(name, ()) for t in targetings])
+            yield
+        return index
 
     def accepting(self, facts: Facts, moment: Moment) -> Iterator[tuple[Reason, int]]:
         """Yield (the reason to give when refused, the mask of campaigns that accept), facet by facet."""

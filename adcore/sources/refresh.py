@@ -1,57 +1,49 @@
-"""The refresh timer: notices a new revision, gets its rows from the nearest source, has a table built, swaps it in.
+"""The refresh timer: has somebody look for a new revision, builds its table between requests, and swaps it in.
 
-One cheap poll of the store per interval, jittered so that workers do not ask in step. When the revision has risen,
-the first process to take the lock in memcached reads the store and publishes a snapshot; the others take that. What
-is away is gone around: no memcached, read the store; no store, take the snapshot; neither, keep the table in memory,
-and at the start take the last good rows from local disk. Stale beats absent, and its age is shown.
+One look per interval, jittered so that workers do not ask in step. What blocks or computes for long happens in another
+process (loader.py), which tells only what differs from the table in use. The new table is then made on the loop, in
+slices of at most half a millisecond between which requests are answered, and takes the old one's place at once.
 
-Everything that blocks happens in one thread; the loop only assigns the new table. A source that hangs therefore stops
-the refreshing, for as long as its driver's timeouts let it, and nothing else.
+At the start the last good rows on local disk are a first table. Stale beats absent, and its age is shown. A source
+that hangs stops the refreshing, for as long as its driver's timeouts let it, and nothing else.
 """
 
 import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable
-from hashlib import blake2b
-from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, TypeVar
+from collections.abc import Callable, Iterable
+from typing import Protocol, TypeVar
 
 from adcore.background import BackgroundThread
+from adcore.core.adtable import EMPTY, AdTable, Steps, build_table, finish, let_go
 from adcore.errors import SourceError
-from adcore.sources import Revision, Rows, Source
-from adcore.sources.codec import encode_rows
+from adcore.sources import Revision
 from adcore.sources.lastgood import LastGood
-
-if TYPE_CHECKING:
-    from adcore.sources.snapshot import Snapshot
+from adcore.sources.loader import LoaderError
+from adcore.sources.reader import Answer, Ask, Note, Offer, apply_offer, digests
 
 log = logging.getLogger("adcore.sources")
 
 # Each wait is up to this part of the interval shorter, never longer: the interval is a promise.
 JITTER = 0.2
-# How long those that lost the lock wait for the winner's snapshot before they read the store themselves. A load of
-# 100,000 creatives takes a second or two; longer than this, and its holder was killed.
-LOCK_WAIT_S = 5.0
-LOCK_POLL_S = 0.05
-# A table that keeps less than this part of the creatives of the one before is taken for an accident at first.
-SHRINK_MIN = 0.5
+# A request waits no longer than one slice, and the loop is mostly free between two.
+SLICE_S = 0.0003
+PAUSE_S = 0.001
+# With a table from disk, a start waits no longer than this for a newer one.
+FIRST_LOOK_S = 0.5
 
-
-class Found(NamedTuple):
-    """Rows, and where they were found: the store, the snapshot or the disk."""
-
-    rows: Rows
-    origin: str
-
-
-class Table(Protocol):
-    @property
-    def creative_count(self) -> int: ...
-
-
-T = TypeVar("T", bound=Table)
 R = TypeVar("R")
+
+
+class Looker(Protocol):
+    """A Reader, here or in a process of its own. Calls block, except close."""
+
+    def look(self, ask: Ask) -> tuple[Answer, list[bytes]]: ...
+
+    def keep(self) -> list[Note]: ...
+
+    def close(self) -> None: ...
 
 
 class Health:
@@ -68,10 +60,10 @@ class Health:
             log.info("%s answers again", self.label)
         self.ok, self.last_ok_wall = True, now_wall
 
-    def note_error(self, error: SourceError) -> None:
-        if self.ok is not False or self.last_error != str(error):
+    def note_error(self, error: str) -> None:
+        if self.ok is not False or self.last_error != error:
             log.warning("%s", error)
-        self.ok, self.last_error = False, str(error)
+        self.ok, self.last_error = False, error
 
     def to_status(self) -> dict[str, object]:
         return {
@@ -82,42 +74,41 @@ class Health:
         }
 
 
-class Refresher(Generic[T]):
+class Refresher:
     """Keeps the table fresh.
 
-    `build` runs in the thread and may take its time; `use` gets the new table on the loop. `uniform` gives a random
-    number in [0, 1).
+    `use` takes a new table over, step by step, the last of which swaps it in. `labels` are the names of the sources for
+    people, by what a Note calls them. `uniform` gives a random number in [0, 1).
     """
 
     def __init__(
         self,
-        source: Source,
-        snapshot: "Snapshot | None",
+        looker: Looker,
         last_good: LastGood,
         *,
-        build: Callable[[Rows], T],
-        use: Callable[[T], None],
+        labels: dict[str, str],
+        use: Callable[[AdTable], Steps[None]],
         interval_s: float,
         uniform: Callable[[], float],
         clock_wall: Callable[[], float] = time.time,
     ) -> None:
         self.interval_s = interval_s
-        self._source = source
-        self._snapshot = snapshot
+        self._looker = looker
         self._last_good = last_good
-        self._build = build
         self._use = use
         self._uniform = uniform
         self._clock = clock_wall
         self._thread = BackgroundThread("refresh")
         self._wanted = asyncio.Event()
+        self._first_look: asyncio.Task[None] | None = None
         self._reload = False
         """Whether an operator wants everything read again, changed or not."""
+        self._table = EMPTY
+        self._known = b""
+        """Digests of its campaigns."""
         self._served: Revision | None = None
         """What the table in use was made of."""
-        self._creatives = 0
-        """How many it has."""
-        self._refused_hash = b""
+        self._refused = b""
         self.refused: str | None = None
         self.table_wall: float | None = None
         """When the table was last known to be what the source has."""
@@ -125,28 +116,28 @@ class Refresher(Generic[T]):
         """How often it has looked whether there is something new."""
         self.loads: Counter[str] = Counter()
         """Where tables came from: snapshot, store or disk."""
-        self.source_health = Health(source.label)
-        self.snapshot_health = Health(snapshot.label) if snapshot else None
-        self.disk_health = Health(last_good.label)
+        self.healths = {source: Health(label) for source, label in labels.items()}
 
     async def start(self) -> bool:
-        """Look for a first table: the store, the snapshot, the disk. Whether one was found."""
+        """Find a first table: the last good one, and a newer one if there is. Whether one was found."""
         kept = await self._in_thread(self._load_last_good)
         if kept is None:
             await self._refresh()
             return self._served is not None
-        # A store that lost most of its creatives while nobody looked is doubted as well.
-        rows, kept_wall = kept
-        self._creatives = _creatives_in(rows)
-        await self._refresh(before=rows.revision)
-        if self._served is None:
-            log.warning("serving revision %d from %s", rows.revision.number, self._last_good.label)
-            table = await self._in_thread(lambda: self._build(rows))
-            self._take(table, Found(rows, "disk"), kept_wall)
+        self._table, self._known, self._served, self.table_wall = kept
+        finish(self._use(self._table))
+        self.loads["disk"] += 1
+        # The listener is not open yet, so the loop has nothing better to do; but the sources may be far away.
+        self._first_look = asyncio.get_running_loop().create_task(self._refresh())
+        await asyncio.wait([self._first_look], timeout=FIRST_LOOK_S)
+        if self._served == kept[2] and not self.healths["store"].ok:
+            log.warning("serving revision %d from %s", self._served.number, self._last_good.label)
         return True
 
     async def run(self) -> None:
         """Refresh until cancelled."""
+        if self._first_look is not None:
+            await self._first_look
         while True:
             try:
                 await asyncio.wait_for(self._wanted.wait(), self.interval_s * (1 - JITTER * self._uniform()))
@@ -161,16 +152,13 @@ class Refresher(Generic[T]):
         self._wanted.set()
 
     def close(self) -> None:
-        """Close the sources, once a call under way has ended; nothing waits for that."""
-        for source in (self._source, self._snapshot):
-            if source is not None:
-                self._thread.submit(source.close)
+        """End the loader, whatever it does; nothing waits for that."""
+        self._looker.close()
         self._thread.shutdown()
 
     def status(self) -> dict[str, object]:
-        healths = (self.source_health, self.snapshot_health, self.disk_health)
         return {
-            "sources": [health.to_status() for health in healths if health is not None],
+            "sources": [health.to_status() for health in self.healths.values()],
             "looks": self.looks,
             "loads": dict(self.loads),
             "refused": self.refused,
@@ -180,145 +168,80 @@ class Refresher(Generic[T]):
     async def _in_thread(self, function: Callable[[], R]) -> R:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function)
 
-    async def _refresh(self, before: Revision | None = None) -> None:
-        """Look once; `before` is what stands for the table in use while there is none."""
+    async def _refresh(self) -> None:
+        """Look once."""
         reload, self._reload = self._reload, False
-        served = None if reload else self._served
+        ask = Ask(
+            None if reload else self._served,
+            self._served,
+            self._table.creative_count,
+            self._refused,
+            self._known,
+        )
         try:
-            found = await self._in_thread(lambda: self._look(served))
-            if found is not None:
-                compared_with = self._served or before
-                table = await self._in_thread(lambda: self._accept(found.rows, compared_with))
-                if table is not None:
-                    self._take(table, found, self._clock())
-                    await self._in_thread(lambda: self._save_last_good(found.rows))
+            answer, parts = await self._in_thread(lambda: self._looker.look(ask))
+            self._note(answer.notes)
+            if answer.fresh:
+                self.table_wall = self._clock()
+            if answer.why is not None:
+                log.warning("%s", answer.why)
+                self._refused, self.refused = answer.refused, answer.why
+            if answer.offer is not None:
+                await self._take(answer.offer, parts)
+                self._note(await self._in_thread(self._looker.keep))
+        except LoaderError as error:
+            log.error("%s", error)
+            self._reload = self._reload or reload
         except Exception:
             # The timer must outlive any surprise; what it was is in the log.
             log.exception("a refresh failed; the table stays")
             self._reload = self._reload or reload
         self.looks += 1
 
-    def _take(self, table: T, found: Found, fresh_wall: float) -> None:
-        self._use(table)
-        self._served = found.rows.revision
-        self._creatives = table.creative_count
-        self.table_wall = fresh_wall
-        self.loads[found.origin] += 1
+    async def _take(self, offer: Offer, parts: list[bytes]) -> None:
+        table = await self._in_slices(apply_offer(offer, parts, self._table))
+        await self._in_slices(self._use(table))
+        before, self._table = self._table, table
+        self._known, self._served = offer.known, offer.revision
+        self._refused, self.refused = b"", None
+        self.table_wall = self._clock()
+        self.loads[offer.origin] += 1
+        leftovers = let_go(before, table)
+        del before
+        await self._in_slices(leftovers)
 
-    # In the thread
-
-    def _look(self, served: Revision | None) -> Found | None:
-        """New rows if there are any."""
-        try:
-            revision = self._source.revision()
-            self.source_health.note_ok(self._clock())
-        except SourceError as error:
-            self.source_health.note_error(error)
-            return self._snapshot_if_newer(served)
-        if served is not None and (revision.generation, revision.number) == (served.generation, served.number):
-            self.table_wall = self._clock()
-            return None
-        return self._load(revision)
-
-    def _load(self, revision: Revision) -> Found | None:
-        """The rows at this revision or a later one: from the snapshot if somebody makes one, else from the store."""
-        locked = False
-        snapshot = self._snapshot
-        if snapshot is not None:
-            deadline_monotonic = time.monotonic() + LOCK_WAIT_S
+    async def _in_slices(self, steps: Steps[R]) -> R:
+        """Do the steps between the requests; all at once when there is no table yet to answer them with."""
+        if self._served is None:
+            return finish(steps)
+        clock = time.perf_counter
+        while True:
+            end = clock() + SLICE_S
             try:
-                while True:
-                    there = snapshot.revision()
-                    if there is not None and there.is_as_new_as(revision):
-                        rows = snapshot.load()
-                        if rows is not None and rows.revision.is_as_new_as(revision):
-                            self._note_snapshot_ok()
-                            return Found(rows, "snapshot")
-                    locked = snapshot.lock()
-                    self._note_snapshot_ok()
-                    if locked or time.monotonic() > deadline_monotonic:
-                        break
-                    time.sleep(LOCK_POLL_S)
-            except SourceError as error:
-                self._note_snapshot_error(error)
-        try:
-            rows = self._source.load()
-        except SourceError as error:
-            self.source_health.note_error(error)
-            rows = None
-        if snapshot is not None and locked:
-            try:
-                if rows is not None:
-                    snapshot.publish(rows)
-                snapshot.unlock()
-            except SourceError as error:
-                self._note_snapshot_error(error)
-        return None if rows is None else Found(rows, "store")
+                while clock() < end:
+                    next(steps)
+            except StopIteration as last:
+                result: R = last.value
+                return result
+            await asyncio.sleep(PAUSE_S)
 
-    def _snapshot_if_newer(self, served: Revision | None) -> Found | None:
-        if self._snapshot is None:
-            return None
-        try:
-            there = self._snapshot.revision()
-            self._note_snapshot_ok()
-            # Without the store nobody can say which of two generations is the one that counts.
-            if there is None or (served and (not there.is_as_new_as(served) or there.number == served.number)):
-                return None
-            rows = self._snapshot.load()
-        except SourceError as error:
-            self._note_snapshot_error(error)
-            return None
-        return None if rows is None else Found(rows, "snapshot")
+    def _note(self, notes: Iterable[Note]) -> None:
+        for note in notes:
+            if note.error is None:
+                self.healths[note.source].note_ok(self._clock())
+            else:
+                self.healths[note.source].note_error(note.error)
 
-    def _accept(self, rows: Rows, before: Revision | None) -> T | None:
-        """Build the table, and hold it against the one before."""
-        digest = blake2b(encode_rows(rows), digest_size=16).digest()
-        table = self._build(rows)
-        revision = rows.revision
-        if (
-            before is not None
-            and before.generation == revision.generation
-            and table.creative_count < self._creatives * SHRINK_MIN
-            and revision.confirmed < revision.number
-            and digest != self._refused_hash
-        ):
-            self._refused_hash = digest
-            self.refused = (
-                f"revision {revision.number} has {table.creative_count} creatives and the one before "
-                f"{self._creatives}; it is taken if the next look finds it unchanged, or once adctl apply confirms it"
-            )
-            log.warning("%s", self.refused)
-            return None
-        self._refused_hash = b""
-        self.refused = None
-        return table
-
-    def _load_last_good(self) -> tuple[Rows, float] | None:
+    def _load_last_good(self) -> tuple[AdTable, bytes, Revision, float] | None:
+        """In the thread: the table from disk, its digests and revision, and when it was kept."""
         try:
             kept = self._last_good.load()
         except SourceError as error:
-            self.disk_health.note_error(error)
+            self.healths["disk"].note_error(str(error))
             return None
-        if kept is not None:
-            self.disk_health.note_ok(self._clock())
-        return kept
-
-    def _save_last_good(self, rows: Rows) -> None:
-        try:
-            self._last_good.save(rows)
-            self.disk_health.note_ok(self._clock())
-        except SourceError as error:
-            self.disk_health.note_error(error)
-
-    def _note_snapshot_ok(self) -> None:
-        assert self.snapshot_health is not None
-        self.snapshot_health.note_ok(self._clock())
-
-    def _note_snapshot_error(self, error: SourceError) -> None:
-        assert self.snapshot_health is not None
-        self.snapshot_health.note_error(error)
-
-
-def _creatives_in(rows: Rows) -> int:
-    """How many creatives there are, good or bad."""
-    return sum(len(campaign["creatives"]) for campaign in rows.document["campaigns"])
+        if kept is None:
+            return None
+        self.healths["disk"].note_ok(self._clock())
+        rows, kept_wall = kept
+        table = build_table(rows.document, revision=rows.revision.number)
+        return table, digests(table.campaigns.values()), rows.revision, kept_wall

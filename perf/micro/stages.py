@@ -186,7 +186,7 @@ def decide_(parts: Parts) -> Stage:
 
 def render(parts: Parts) -> Stage:
     """The answer's bytes, given what was decided and signed."""
-    ad = parts.table.placements[PLACEMENT].ads[0][0]
+    ad = parts.table.placements[PLACEMENT].entrants[0].ads[0]
     compiled = compile_decision(ad.placement, ad.campaign.id, ad.creative, parts.config.public_url)
     impression_id = next(parts.ids)
     token = Tokens(parts.keyring, 1).sign(impression_id, Tokens.name(PLACEMENT, ad.creative.id), parts.moment.time)
@@ -196,7 +196,7 @@ def render(parts: Parts) -> Stage:
 def sign(parts: Parts) -> Stage:
     """The token of an answer."""
     sign_token = Tokens(parts.keyring, parts.config.token_lifetime).sign
-    name = Tokens.name(PLACEMENT, parts.table.placements[PLACEMENT].ads[0][0].creative.id)
+    name = Tokens.name(PLACEMENT, parts.table.placements[PLACEMENT].entrants[0].ads[0].creative.id)
     impression_id, now = next(parts.ids), parts.moment.time
     return Stage(lambda: sign_token(impression_id, name, now))
 

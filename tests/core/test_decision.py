@@ -454,7 +454,7 @@ def test_bits_lists_the_set_positions() -> None:
 
 def test_memory_of_matches_and_drawings_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("adcore.core.adtable.MATCHES_MAX", 8)
-    monkeypatch.setattr("adcore.core.adtable.DRAWN_ADS_MAX", 50)
+    monkeypatch.setattr("adcore.core.adtable.DRAWN_MAX", 50)
     words = [f"w{n}" for n in range(100)]
     built = table(*(campaign(f"c{n}", targeting={"keywords_none": [words[n]]}) for n in range(10)))
     index = built.placements["side"]
@@ -463,7 +463,7 @@ def test_memory_of_matches_and_drawings_is_bounded(monkeypatch: pytest.MonkeyPat
         answer = decide(built, "side", facts(keywords=tuple(sorted(set(pair)))), moment(), impression_id(n))
         assert isinstance(answer, Decision)
         assert len(index.window_at(NOON).matches) <= 8
-        assert sum(len(d.chances) for d in index._drawings.values() if d) <= 60
+        assert sum(len(d) for d in index._drawings.values() if d) <= 60
     drawing = next(iter(index._drawings.values()))
     assert drawing is not None
-    assert math.isclose(sum(chance for _, chance in drawing.chances), 1)
+    assert math.isclose(sum(chance for _, chance in drawing.chances()), 1)

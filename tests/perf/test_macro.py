@@ -250,7 +250,9 @@ def test_the_peers_answer_and_record_as_adcore_does(tmp_path: Path) -> None:
     assert (record.languages, record.keywords) == (("ja", "en"), ("board games", "manga"))
     assert record.ip == "198.51.100.0"
     adtable = build_table(inventory.document(), revision=1)
-    campaign, creative = adtable.creatives[record.creative]
+    found = adtable.creatives.get(record.creative)
+    assert found is not None
+    campaign, creative = found
     placement = adtable.placements["top"].placement
     tokens = [decision[field].rpartition("?t=")[2] for field in ("click_url", "view_url")]
     expected = compile_decision(placement, campaign.id, creative, "").json(record.id.encode(), tokens[0].encode())

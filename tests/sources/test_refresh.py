@@ -8,21 +8,17 @@ from typing import Any
 
 import pytest
 
+from adcore.core.adtable import AdTable, Steps
 from adcore.errors import SourceError
 from adcore.sources import Revision, Rows
 from adcore.sources.lastgood import LastGood
+from adcore.sources.reader import Reader
 from adcore.sources.refresh import Refresher
-
-
-class Table:
-    def __init__(self, rows: Rows) -> None:
-        self.revision = rows.revision.number
-        self.creative_count = len(rows.document["campaigns"])
+from tests.inventories import campaign, document
 
 
 def rows(revision: int, size: int = 10, confirmed: int = 0, generation: str = "first") -> Rows:
-    campaigns = [{"id": f"{n}", "creatives": [{}]} for n in range(size)]
-    return Rows(Revision(generation, revision, confirmed), {"placements": [], "campaigns": campaigns})
+    return Rows(Revision(generation, revision, confirmed), document(*(campaign(f"c{n}") for n in range(size))))
 
 
 class FakeStore:
@@ -113,23 +109,25 @@ class FakeClient:
 
 
 class Process:
-    """A refresher and the table it has swapped in."""
+    """A refresher and the table it has swapped in, with the reader in a thread."""
 
-    def __init__(self, store: FakeStore, snapshot: FakeSnapshot | None, path: Path, **options: Any) -> None:
-        self.table: Table | None = None
+    def __init__(self, store: FakeStore, snapshot: FakeSnapshot | None, path: Path, interval_s: float = 5.0) -> None:
+        self.table: AdTable | None = None
         self.now = 1000.0
-        self.refresher = Refresher[Table](
-            store,
-            snapshot.of(str(path)) if snapshot else None,  # type: ignore[arg-type]
-            LastGood(path),
-            build=options.pop("build", Table),
+        last_good = LastGood(path)
+        labels = {"store": "store", **({"snapshot": "memcached"} if snapshot else {}), "disk": last_good.label}
+        self.refresher = Refresher(
+            Reader(store, snapshot.of(str(path)) if snapshot else None, last_good),  # type: ignore[arg-type]
+            last_good,
+            labels=labels,
             use=self.use,
-            interval_s=options.pop("interval_s", 5.0),
+            interval_s=interval_s,
             uniform=lambda: 0.5,
             clock_wall=lambda: self.now,
         )
 
-    def use(self, table: Table) -> None:
+    def use(self, table: AdTable) -> Steps[None]:
+        yield
         self.table = table
 
     async def look(self) -> int | None:
@@ -148,7 +146,7 @@ def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("adcore.sources.refresh.LOCK_WAIT_S", 0.0)
+    monkeypatch.setattr("adcore.sources.reader.LOCK_WAIT_S", 0.0)
 
 
 def test_an_unchanged_store_costs_one_row_per_look(tmp_path: Path) -> None:
@@ -364,7 +362,7 @@ def test_the_age_grows_only_while_the_store_is_away(tmp_path: Path) -> None:
             await process.look()
             ages.append(process.refresher.status()["age_s"])
         assert ages == [0, 0, 10, 20, 0]
-        assert process.refresher.source_health.ok
+        assert process.refresher.healths["store"].ok
 
     run(main)
 
@@ -398,7 +396,7 @@ def test_a_disk_that_keeps_nothing_stops_no_table(tmp_path: Path) -> None:
         assert await process.refresher.start()
         store.rows = rows(2)
         assert await process.look() == 2
-        assert process.refresher.disk_health.ok is False
+        assert process.refresher.healths["disk"].ok is False
 
     run(main)
 
@@ -465,12 +463,13 @@ def test_a_surprise_does_not_stop_the_timer(tmp_path: Path, caplog: pytest.LogCa
         store = FakeStore()
         failures = [RuntimeError("a bug")]
 
-        def build(found: Rows) -> Table:
+        def load() -> Rows:
             if failures:
                 raise failures.pop()
-            return Table(found)
+            return rows(1)
 
-        process = Process(store, None, tmp_path / "rows", build=build)
+        store.load = load  # type: ignore[method-assign]
+        process = Process(store, None, tmp_path / "rows")
         assert await process.look() is None
         assert await process.look() == 1
 

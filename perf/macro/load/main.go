@@ -58,14 +58,30 @@ func (histogram *Histogram) at(share float64) float64 {
 	for bucket, count := range histogram.counts {
 		seen += count
 		if seen > wanted {
-			shift := 0
-			if bucket >= 256 {
-				shift = bucket/128 - 1
-			}
-			return float64(uint64(bucket-shift*128)<<shift) / 1e3
+			return least(bucket)
 		}
 	}
 	return float64(histogram.max) / 1e3
+}
+
+// How many values there are from each bucket's least value (in µs) on, without the empty ones.
+func (histogram *Histogram) buckets() [][2]float64 {
+	var found [][2]float64
+	for bucket, count := range histogram.counts {
+		if count > 0 {
+			found = append(found, [2]float64{least(bucket), float64(count)})
+		}
+	}
+	return found
+}
+
+// The least value of a bucket, in µs.
+func least(bucket int) float64 {
+	shift := 0
+	if bucket >= 256 {
+		shift = bucket/128 - 1
+	}
+	return float64(uint64(bucket-shift*128)<<shift) / 1e3
 }
 
 type connection struct {
@@ -86,6 +102,7 @@ type result struct {
 	Backlog     int                `json:"backlog"`
 	Unanswered  int                `json:"unanswered"`
 	Connections int                `json:"connections"`
+	Histogram   [][2]float64       `json:"histogram"`
 }
 
 func main() {
@@ -118,6 +135,7 @@ func main() {
 		Backlog:     load.backlog,
 		Unanswered:  load.sent - int(load.latency.total) + load.unsent,
 		Connections: *connections,
+		Histogram:   load.latency.buckets(),
 	}
 	for name, share := range map[string]float64{"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99.9": 0.999} {
 		outcome.Latency[name] = load.latency.at(share)

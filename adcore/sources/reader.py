@@ -1,0 +1,267 @@
+"""One look at the sources: is there something new, and if so, what of it differs from the table in use.
+
+Notices a new revision and gets its rows from the nearest source: the first process to take the lock in memcached reads
+the store and publishes a snapshot; the others take that. What is away is gone around: no memcached, read the store; no
+store, take the snapshot. Then the rows are checked, and held against what is served by a digest of each campaign.
+
+Calls block, and take seconds for a large inventory, so this runs in a process of its own (loader.py). It remembers
+nothing of earlier looks but the rows that are to be kept on disk; whoever asks says what is served.
+"""
+
+import time
+from array import array
+from collections.abc import Iterable, Sequence
+from hashlib import blake2b
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from adcore.core.adtable import AdTable, Steps, change_table
+from adcore.core.inventory import Campaign, Inventory, Placement, Problem, check_inventory
+from adcore.errors import SourceError
+from adcore.sources import Revision, Rows, Source
+from adcore.sources.codec import encode_rows
+from adcore.sources.lastgood import LastGood
+
+if TYPE_CHECKING:
+    from adcore.sources.snapshot import Snapshot
+
+# How long those that lost the lock wait for the winner's snapshot before they read the store themselves. A load of
+# 100,000 creatives takes a second or two; longer than this, and its holder was killed.
+LOCK_WAIT_S = 5.0
+LOCK_POLL_S = 0.05
+# A table that keeps less than this part of the creatives of the one before is taken for an accident at first.
+SHRINK_MIN = 0.5
+DIGEST_BYTES = 16
+NEW = -1
+
+_decode_campaign = msgspec.msgpack.Decoder(Campaign).decode
+
+
+class Ask(msgspec.Struct, frozen=True):
+    """What is served already."""
+
+    served: Revision | None
+    """None: whatever there is is new."""
+    compared: Revision | None
+    """What new rows are held against when they have become few; None when nothing was served before."""
+    creatives: int
+    refused: bytes
+    """The digest of rows that were refused at the look before; b"" for none."""
+    known: bytes
+    """Digests of the campaigns served, in their order (`digests`)."""
+
+
+class Note(msgspec.Struct, frozen=True):
+    """How a source (store, snapshot or disk) did: an error, or None when it answered."""
+
+    source: str
+    error: str | None
+
+
+class Offer(msgspec.Struct, frozen=True):
+    """Another table, told by what differs. Problems and new campaigns follow as parts, each encoded by itself."""
+
+    revision: Revision
+    origin: str
+    placements: tuple[Placement, ...]
+    problems: int
+    """How many of the parts that follow are problems; the others are campaigns."""
+    parts: int
+    order: bytes
+    """For each campaign its position among those served, NEW for the next part; array("i")."""
+    known: bytes
+    """Digests of these campaigns."""
+
+
+class Answer(msgspec.Struct, frozen=True):
+    notes: tuple[Note, ...]
+    fresh: bool
+    """The store was asked and has nothing newer."""
+    offer: Offer | None = None
+    refused: bytes = b""
+    """The digest of rows that are not to be trusted unless the next look finds them unchanged."""
+    why: str | None = None
+
+
+class Reader:
+    """Looks at a source, and at the snapshot in memcached if there is one. Its calls belong in one thread."""
+
+    def __init__(self, source: Source, snapshot: "Snapshot | None", last_good: LastGood) -> None:
+        self._source = source
+        self._snapshot = snapshot
+        self._last_good = last_good
+        self._notes: list[Note] = []
+        self._fresh = False
+        self._to_keep: Rows | None = None
+
+    def look(self, ask: Ask) -> tuple[Answer, list[bytes]]:
+        """The answer, and the encoded problems and campaigns of its offer."""
+        self._notes = []
+        self._to_keep = None
+        self._fresh = False
+        found = self._look(ask.served)
+        if found is None:
+            return Answer(tuple(self._notes), self._fresh), []
+        rows, origin = found
+        inventory, problems = check_inventory(rows.document)
+        digest, why = _doubt(rows, inventory, ask)
+        if why is not None:
+            return Answer(tuple(self._notes), False, None, digest, why), []
+        self._to_keep = rows
+        offer, parts = _compare(rows.revision, origin, inventory, problems, ask.known)
+        return Answer(tuple(self._notes), False, offer), parts
+
+    def keep(self) -> list[Note]:
+        """Keep on disk the rows of the last offer, which was taken."""
+        rows, self._to_keep = self._to_keep, None
+        self._notes = []
+        if rows is not None:
+            try:
+                self._last_good.save(rows)
+                self._note("disk")
+            except SourceError as error:
+                self._note("disk", error)
+        return self._notes
+
+    def close(self) -> None:
+        for source in (self._source, self._snapshot):
+            if source is not None:
+                source.close()
+
+    def _look(self, served: Revision | None) -> tuple[Rows, str] | None:
+        """New rows, if there are any, and where they are from."""
+        try:
+            revision = self._source.revision()
+            self._note("store")
+        except SourceError as error:
+            self._note("store", error)
+            return self._snapshot_if_newer(served)
+        if served is not None and (revision.generation, revision.number) == (served.generation, served.number):
+            self._fresh = True
+            return None
+        return self._load(revision)
+
+    def _load(self, revision: Revision) -> tuple[Rows, str] | None:
+        """The rows at this revision or a later one: from the snapshot if somebody makes one, else from the store."""
+        locked = False
+        snapshot = self._snapshot
+        if snapshot is not None:
+            deadline_monotonic = time.monotonic() + LOCK_WAIT_S
+            try:
+                while True:
+                    there = snapshot.revision()
+                    if there is not None and there.is_as_new_as(revision):
+                        rows = snapshot.load()
+                        if rows is not None and rows.revision.is_as_new_as(revision):
+                            self._note("snapshot")
+                            return rows, "snapshot"
+                    locked = snapshot.lock()
+                    self._note("snapshot")
+                    if locked or time.monotonic() > deadline_monotonic:
+                        break
+                    time.sleep(LOCK_POLL_S)
+            except SourceError as error:
+                self._note("snapshot", error)
+        try:
+            rows = self._source.load()
+        except SourceError as error:
+            self._note("store", error)
+            rows = None
+        if snapshot is not None and locked:
+            try:
+                if rows is not None:
+                    snapshot.publish(rows)
+                snapshot.unlock()
+            except SourceError as error:
+                self._note("snapshot", error)
+        return None if rows is None else (rows, "store")
+
+    def _snapshot_if_newer(self, served: Revision | None) -> tuple[Rows, str] | None:
+        if self._snapshot is None:
+            return None
+        try:
+            there = self._snapshot.revision()
+            self._note("snapshot")
+            # Without the store nobody can say which of two generations is the one that counts.
+            if there is None or (served and (not there.is_as_new_as(served) or there.number == served.number)):
+                return None
+            rows = self._snapshot.load()
+        except SourceError as error:
+            self._note("snapshot", error)
+            return None
+        return None if rows is None else (rows, "snapshot")
+
+    def _note(self, source: str, error: SourceError | None = None) -> None:
+        note = Note(source, None if error is None else str(error))
+        if note not in self._notes:
+            self._notes.append(note)
+
+
+def digests(campaigns: Iterable[Campaign]) -> bytes:
+    """What tells campaigns from changed ones, DIGEST_BYTES each."""
+    return b"".join(_digest(msgspec.msgpack.encode(campaign)) for campaign in campaigns)
+
+
+def apply_offer(offer: Offer, parts: Sequence[bytes], before: AdTable) -> Steps[AdTable]:
+    """The table that an offer tells, which shares with the one served what has not changed."""
+    following = iter(parts)
+    problems = []
+    for _ in range(offer.problems):
+        problems.append(msgspec.msgpack.decode(next(following), type=Problem))
+        yield
+    served = tuple(before.campaigns.values())
+    campaigns = []
+    for number, position in enumerate(array("i", offer.order)):
+        if position != NEW:
+            campaigns.append(served[position])
+            if number % 250:
+                continue
+        else:
+            campaigns.append(_decode_campaign(next(following)))
+        yield
+    return (yield from change_table(before, offer.revision.number, offer.placements, campaigns, tuple(problems)))
+
+
+def _digest(encoded: bytes) -> bytes:
+    return blake2b(encoded, digest_size=DIGEST_BYTES).digest()
+
+
+def _doubt(rows: Rows, inventory: Inventory, ask: Ask) -> tuple[bytes, str | None]:
+    """The rows' digest and why they are not taken yet; None when they are."""
+    before, revision = ask.compared, rows.revision
+    count = sum(len(campaign.creatives) for campaign in inventory.campaigns)
+    if (
+        before is None
+        or before.generation != revision.generation
+        or count >= ask.creatives * SHRINK_MIN
+        or revision.confirmed >= revision.number
+    ):
+        return b"", None
+    digest = _digest(encode_rows(rows))
+    if digest == ask.refused:
+        return b"", None
+    return digest, (
+        f"revision {revision.number} has {count} creatives and the one before {ask.creatives}; it is taken if the "
+        "next look finds it unchanged, or once adctl apply confirms it"
+    )
+
+
+def _compare(
+    revision: Revision, origin: str, inventory: Inventory, problems: tuple[Problem, ...], known: bytes
+) -> tuple[Offer, list[bytes]]:
+    served = {known[at : at + DIGEST_BYTES]: at // DIGEST_BYTES for at in range(0, len(known), DIGEST_BYTES)}
+    parts = [msgspec.msgpack.encode(problem) for problem in problems]
+    order = array("i")
+    now = []
+    for campaign in inventory.campaigns:
+        encoded = msgspec.msgpack.encode(campaign)
+        digest = _digest(encoded)
+        now.append(digest)
+        position = served.get(digest, NEW)
+        order.append(position)
+        if position == NEW:
+            parts.append(encoded)
+    tables = inventory.placements, len(problems), len(parts), order.tobytes(), b"".join(now)
+    offer = Offer(revision, origin, *tables)
+    return offer, parts

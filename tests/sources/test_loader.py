@@ -1,0 +1,274 @@
+"""The loader process: it answers as a Reader does, survives no server, and is replaced when it was killed."""
+
+import json
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from adcore.core.adtable import EMPTY, AdTable, finish
+from adcore.sources import open_store
+from adcore.sources.lastgood import LastGood
+from adcore.sources.loader import Loader, LoaderError, Sources
+from adcore.sources.reader import Answer, Ask, Reader, apply_offer
+from tests.inventories import campaign, document, text_creative
+from tests.process import Adcore, adctl, ask, environment, serving, wait_for
+
+NOTHING = Ask(None, None, 0, b"", b"")
+
+
+def apply(url: str, *campaigns: dict[str, object]) -> None:
+    applied = adctl("apply", "--source", url, "-", stdin=json.dumps(document(*campaigns)))
+    assert applied.returncode == 0, applied.stderr
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    url = f"sqlite://{tmp_path}/ads.db"
+    apply(url, campaign("a"), campaign("b"), campaign("c"))
+    return url
+
+
+@pytest.fixture
+def loader(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Loader]:
+    monkeypatch.setenv("PYTHONPATH", environment()["PYTHONPATH"])
+    loader = Loader(Sources(url, None, "", "", str(tmp_path / "rows")))
+    yield loader
+    loader.close()
+    loader._end()
+
+
+def pid_of(loader: Loader) -> int:
+    assert loader.pid is not None
+    return loader.pid
+
+
+def after(table: AdTable, answer: Answer, parts: list[bytes]) -> AdTable:
+    assert answer.offer is not None
+    return finish(apply_offer(answer.offer, parts, table))
+
+
+def about(table: AdTable, answer: Answer) -> Ask:
+    assert answer.offer is not None
+    return Ask(answer.offer.revision, answer.offer.revision, table.creative_count, b"", answer.offer.known)
+
+
+def is_there(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_it_answers_as_a_reader_does(loader: Loader, url: str, tmp_path: Path) -> None:
+    reader = Reader(open_store(url), None, LastGood(tmp_path / "other"))
+    mine, its = reader.look(NOTHING), loader.look(NOTHING)
+    assert its == mine
+    table = after(EMPTY, *its)
+    assert list(table.campaigns) == ["a", "b", "c"]
+    assert loader.keep() == reader.keep()
+    assert (tmp_path / "rows").read_bytes() == (tmp_path / "other").read_bytes()
+    unchanged = loader.look(about(table, its[0]))
+    assert unchanged[0].fresh
+    assert unchanged == reader.look(about(table, its[0]))
+    reader.close()
+
+
+def test_only_what_differs_is_told(loader: Loader, url: str) -> None:
+    first = loader.look(NOTHING)
+    table = after(EMPTY, *first)
+    apply(url, campaign("b"), campaign("a", weight=7), campaign("d"))
+    answer, parts = loader.look(about(table, first[0]))
+    assert len(parts) == 2
+    other = after(table, answer, parts)
+    assert list(other.campaigns) == ["b", "a", "d"]
+    assert other.campaigns["b"] is table.campaigns["b"]
+    assert other.campaigns["a"].weight == 7
+
+
+def test_bad_rows_are_named(loader: Loader, url: str) -> None:
+    first = loader.look(NOTHING)
+    table = after(EMPTY, *first)
+    with sqlite3.connect(url.removeprefix("sqlite://")) as connection:
+        connection.execute("UPDATE creatives SET landing_url = 'nowhere' WHERE id = 'b-1'")
+    other = after(table, *loader.look(about(table, first[0])))
+    assert list(other.campaigns) == ["a", "c"]
+    assert [problem.row for problem in other.rejected] == ['creative "b-1"']
+
+
+def test_one_that_is_killed_is_an_error_and_then_another_one_starts(loader: Loader) -> None:
+    loader.look(NOTHING)
+    killed = pid_of(loader)
+    os.kill(killed, signal.SIGKILL)
+    with pytest.raises(LoaderError, match="ended by signal 9"):
+        loader.look(NOTHING)
+    assert loader.look(NOTHING)[0].offer is not None
+    assert pid_of(loader) != killed
+
+
+def test_one_that_makes_no_progress_is_killed(loader: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
+    loader.look(NOTHING)
+    os.kill(pid_of(loader), signal.SIGSTOP)
+    monkeypatch.setattr("adcore.sources.loader.ANSWER_S", 0.01)
+    with pytest.raises(LoaderError, match="ended by signal 9"):
+        loader.look(NOTHING)
+
+
+def test_it_ends_after_a_load_so_that_its_memory_goes_with_it(loader: Loader) -> None:
+    loader.look(NOTHING)
+    pid = pid_of(loader)
+    loader.keep()
+    assert loader.pid is None
+    assert not is_there(pid)
+
+
+def test_what_is_meant_for_the_server_does_not_end_it(loader: Loader) -> None:
+    loader.look(NOTHING)
+    pid = pid_of(loader)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        os.kill(pid, number)
+    assert loader.look(NOTHING)[0].offer is not None
+    assert pid_of(loader) == pid
+
+
+def test_a_closed_one_starts_no_more(loader: Loader) -> None:
+    loader.look(NOTHING)
+    pid = pid_of(loader)
+    loader.close()
+    wait_for(lambda: not is_there(pid))
+    with pytest.raises(LoaderError):
+        loader.look(NOTHING)
+    with pytest.raises(LoaderError, match="closed"):
+        loader.look(NOTHING)
+
+
+def test_it_gives_way_to_requests_once_there_is_a_table_to_answer_them_with(loader: Loader) -> None:
+    def priority() -> int:
+        return os.getpriority(os.PRIO_PROCESS, pid_of(loader))
+
+    first = loader.look(NOTHING)
+    at_first = priority()
+    assert at_first == os.getpriority(os.PRIO_PROCESS, 0)
+    asked = about(after(EMPTY, *first), first[0])
+    for _ in range(2):
+        loader.look(asked)
+        assert priority() > at_first
+
+
+def loader_of(server: Adcore) -> int | None:
+    tasks = Path(f"/proc/{server.process.pid}/task").iterdir()
+    children = " ".join((task / "children").read_text() for task in tasks).split()
+    return int(children[0]) if children else None
+
+
+def wait_for_loader(server: Adcore) -> int:
+    # The one that loaded the first table ends by itself.
+    wait_for(lambda: server.status()["refresh"]["looks"] > 1 and loader_of(server) is not None)
+    pid = loader_of(server)
+    assert pid is not None
+    return pid
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_it_leaves_with_its_server(url: str, tmp_path: Path, number: signal.Signals) -> None:
+    with serving(tmp_path / "state", "--source", url, "--refresh", "0.2") as server:
+        pid = wait_for_loader(server)
+        server.signal(number)
+        server.process.wait(20)
+        wait_for(lambda: not is_there(pid))
+
+
+def test_a_stopped_driver_does_not_keep_it_alive(url: str, tmp_path: Path) -> None:
+    """Its server is gone while it waits for another one's write to end."""
+    writer = sqlite3.connect(url.removeprefix("sqlite://"), isolation_level=None)
+    writer.execute("PRAGMA locking_mode = EXCLUSIVE")
+    writer.execute("BEGIN EXCLUSIVE")
+    sources = Sources(url, None, "", "", str(tmp_path / "rows"))
+    program = (
+        "import sys, msgspec; from adcore.sources.loader import *; from adcore.sources.reader import Ask\n"
+        "loader = Loader(msgspec.json.decode(sys.argv[1], type=Sources)); loader._start()\n"
+        "print(loader.pid, flush=True); loader.look(Ask(None, None, 0, b'', b''))"
+    )
+    command = [
+        sys.executable,
+        "-c",
+        program,
+        json.dumps({name: getattr(sources, name) for name in sources.__struct_fields__}),
+    ]
+    parent = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment(), text=True)
+    assert parent.stdout is not None
+    pid = int(parent.stdout.readline())
+    assert is_there(pid)
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    wait_for(lambda: not is_there(pid))
+    writer.close()
+
+
+def test_it_holds_no_socket_of_its_server(url: str, tmp_path: Path) -> None:
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(tmp_path / "inherited"))
+    listener.listen()
+    args = ["--source", url, "--refresh", "0.2", "--fd", str(listener.fileno())]
+    server = Adcore(tmp_path / "state", *args, pass_fds=(listener.fileno(),))
+    server.address = f"unix:{tmp_path}/inherited"
+    try:
+        server.wait_until_ready()
+        pid = wait_for_loader(server)
+        wait_for(lambda: "adcore.sources.loader" in Path(f"/proc/{pid}/cmdline").read_text())
+        kept = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
+        assert not [name for name in kept if name.startswith("socket:")], kept
+    finally:
+        server.process.kill()
+        server.process.wait()
+        listener.close()
+
+
+def test_a_server_whose_loader_is_killed_goes_on_and_takes_the_next_table(url: str, tmp_path: Path) -> None:
+    with serving(tmp_path / "state", "--source", url, "--refresh", "0.2") as server:
+        for weight in (2, 3):
+            os.kill(wait_for_loader(server), signal.SIGKILL)
+            assert server.ask("/v1/decision?placement=side").status == 200
+            before = server.status()["table"]["revision"]
+            apply(url, campaign("a", weight=weight))
+            wait_for(lambda revision=before: server.status()["table"]["revision"] > revision)
+
+
+def test_no_answer_mixes_two_tables(url: str, tmp_path: Path) -> None:
+    """Both campaigns of every revision carry the same mark; a page of both never shows two."""
+
+    def marked(mark: int) -> list[dict[str, object]]:
+        link = f"https://shop.example.net/{mark}"
+        return [
+            campaign(
+                place,
+                targeting={"placements": [place]},
+                creatives=[text_creative(f"{place}-1", landing_url=link, data={"text": f"mark {mark}"})],
+            )
+            for place in ("side", "foot")
+        ]
+
+    # Many others, so that a table takes many slices.
+    others = [campaign(f"o{n}", targeting={"placements": ["side"], "devices": ["tv"]}) for n in range(500)]
+    apply(url, *marked(0), *others)
+    with serving(tmp_path / "state", "--source", url, "--refresh", "0.1") as server:
+        seen: set[str] = set()
+        for mark in (1, 2, 3):
+            apply(url, *marked(mark), *({**one, "weight": 1 + mark} for one in others))
+
+            def is_taken(wanted: str = f"mark {mark}") -> bool:
+                page = ask(server.address, "/v1/decision?placement=side,foot", user_agent="phone").json()
+                texts = {one["creative"]["data"]["text"] for one in page["decisions"]}
+                assert len(texts) == 1, texts
+                seen.update(texts)
+                return texts == {wanted}
+
+            wait_for(is_taken)
+    assert {"mark 1", "mark 2", "mark 3"} <= seen
