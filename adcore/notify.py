@@ -1,0 +1,93 @@
+"""Tells the service manager how this process is doing: sd_notify(3), the protocol of systemd's `Type=notify`.
+
+One datagram to the unix socket that NOTIFY_SOCKET names, some `NAME=value` lines in it. Nothing here raises or waits:
+a manager that is gone or busy must not touch the serving. Without NOTIFY_SOCKET every call does nothing.
+
+Knows nothing of what it reports.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+from collections.abc import MutableMapping
+
+log = logging.getLogger("adcore.notify")
+
+# systemd reads one page; a longer message is thrown away whole.
+STATUS_CHARACTERS_MAX = 500
+
+
+class Notifier:
+    """The way to the manager that started this process.
+
+    Takes NOTIFY_SOCKET, WATCHDOG_USEC and WATCHDOG_PID out of `environ`: no child may speak or be watched in our place.
+    `watchdog_interval_s` is how often `alive` must be called, twice in the time after which systemd kills; None when
+    it does not watch this process.
+    """
+
+    __slots__ = ("_address", "_failing", "_socket", "watchdog_interval_s")
+
+    def __init__(self, environ: MutableMapping[str, str] = os.environ) -> None:
+        name = environ.pop("NOTIFY_SOCKET", "")
+        self.watchdog_interval_s = _watchdog_interval_s(environ)
+        self._failing = False
+        self._socket: socket.socket | None = None
+        # "@name" is the abstract socket "\0name".
+        self._address = "\0" + name[1:] if name.startswith("@") else name
+        if name.startswith(("@", "/")):
+            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+            self._socket.setblocking(False)
+        elif name:
+            log.warning("NOTIFY_SOCKET is %r, and only a path or @name is understood: nothing is reported there", name)
+
+    @property
+    def wanted(self) -> bool:
+        """Whether a manager waits to hear from us."""
+        return self._socket is not None
+
+    def ready(self, status: str) -> None:
+        """Started, or done with a reload: requests may come."""
+        self._send("READY=1", _status(status))
+
+    def reloading(self) -> None:
+        """Until the next `ready`."""
+        self._send("RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
+
+    def stopping(self, status: str) -> None:
+        self._send("STOPPING=1", _status(status))
+
+    def alive(self, status: str) -> None:
+        """The event loop turns."""
+        self._send(*([] if self.watchdog_interval_s is None else ["WATCHDOG=1"]), _status(status))
+
+    def close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def _send(self, *lines: str) -> None:
+        if self._socket is None:
+            return
+        try:
+            self._socket.sendto("\n".join(lines).encode(), self._address)
+        except OSError as error:
+            if not self._failing:
+                log.warning("the service manager cannot be reached at NOTIFY_SOCKET: %s", error.strerror)
+            self._failing = True
+        else:
+            self._failing = False
+
+
+def _status(text: str) -> str:
+    """One line, whatever the text: an error quoted in it must not add a field of its own."""
+    return "STATUS=" + "".join(c if c.isprintable() else " " for c in text[:STATUS_CHARACTERS_MAX])
+
+
+def _watchdog_interval_s(environ: MutableMapping[str, str]) -> float | None:
+    microseconds, pid = environ.pop("WATCHDOG_USEC", ""), environ.pop("WATCHDOG_PID", "")
+    if pid not in ("", str(os.getpid())) or not (microseconds.isascii() and microseconds.isdigit()):
+        return None
+    return int(microseconds) / 2e6 or None
