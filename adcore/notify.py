@@ -28,12 +28,12 @@ class Notifier:
     it does not watch this process.
     """
 
-    __slots__ = ("_address", "_failing", "_socket", "watchdog_interval_s")
+    __slots__ = ("_address", "_ready_undelivered", "_socket", "watchdog_interval_s")
 
     def __init__(self, environ: MutableMapping[str, str] = os.environ) -> None:
         name = environ.pop("NOTIFY_SOCKET", "")
         self.watchdog_interval_s = _watchdog_interval_s(environ)
-        self._failing = False
+        self._ready_undelivered = False
         self._socket: socket.socket | None = None
         # "@name" is the abstract socket "\0name".
         self._address = "\0" + name[1:] if name.startswith("@") else name
@@ -49,36 +49,42 @@ class Notifier:
         return self._socket is not None
 
     def ready(self, status: str) -> None:
-        """Started, or done with a reload: requests may come."""
-        self._send("READY=1", _status(status))
+        """Started, or done with a reload: requests may come. A manager that can't take this now hears it later."""
+        self._ready_undelivered = not self._send("READY=1", _status(status))
+        if self._ready_undelivered:
+            log.warning("the service manager does not take READY at its NOTIFY_SOCKET; it is said again")
 
     def reloading(self) -> None:
         """Until the next `ready`."""
         self._send("RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
 
     def stopping(self, status: str) -> None:
+        self._ready_undelivered = False
         self._send("STOPPING=1", _status(status))
 
     def alive(self, status: str) -> None:
         """The event loop turns."""
-        self._send(*([] if self.watchdog_interval_s is None else ["WATCHDOG=1"]), _status(status))
+        lines = [_status(status)]
+        if self.watchdog_interval_s is not None:
+            lines.append("WATCHDOG=1")
+        if self._ready_undelivered:
+            lines.append("READY=1")
+        if self._send(*lines):
+            self._ready_undelivered = False
 
     def close(self) -> None:
         if self._socket is not None:
             self._socket.close()
             self._socket = None
 
-    def _send(self, *lines: str) -> None:
-        if self._socket is None:
-            return
-        try:
-            self._socket.sendto("\n".join(lines).encode(), self._address)
-        except OSError as error:
-            if not self._failing:
-                log.warning("the service manager cannot be reached at NOTIFY_SOCKET: %s", error.strerror)
-            self._failing = True
-        else:
-            self._failing = False
+    def _send(self, *lines: str) -> bool:
+        """Whether it was taken, or nobody is there to take it."""
+        if self._socket is not None:
+            try:
+                self._socket.sendto("\n".join(lines).encode(), self._address)
+            except OSError:
+                return False
+        return True
 
 
 def _status(text: str) -> str:

@@ -49,7 +49,7 @@ class Load:
     def check(self, records: Iterable[dict[str, Any]]) -> dict[str, int]:
         """Hold what was answered against the records; counts, all of which but the first two must be 0."""
         written = Counter(
-            record["key_values"]["n"] for record in records if record["type"] in ("impression", "unfilled")
+            dict(record["key_values"])["n"] for record in records if record["type"] in ("impression", "unfilled")
         )
         answered = set(self.answered)
         return {

@@ -37,19 +37,22 @@ WATCHED_S = 120.0  # a stopped loop is killed only after WatchdogSec= and Timeou
 
 
 class Host:
-    """A booted Debian; `address` is its adcore's."""
+    """A booted Debian."""
 
     def __init__(self, root: Path, process: "subprocess.Popen[bytes]") -> None:
         self.root = root
         self.process = process
-        wait_for(self._leader, lambda: "systemd-nspawn starts no init: see its output above")
-        self.leader = self._leader()
-        # Paths in the container's own mounts, seen from here.
-        self.address = f"unix:/proc/{self.leader}/root/run/adcore/ad.sock"
 
-    def _leader(self) -> str:
-        assert self.process.poll() is None, "systemd-nspawn has ended"
+    @property
+    def leader(self) -> str:
+        """The pid of its init, seen from here. (systemd-nspawn has another child for a moment, before.)"""
+        assert self.process.poll() is None, "systemd-nspawn has ended: see its output above"
         return Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split(" ")[0]
+
+    @property
+    def address(self) -> str:
+        """Of its adcore, through its own mounts."""
+        return f"unix:/proc/{self.leader}/root/run/adcore/ad.sock"
 
     def run(self, *command: str) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
@@ -139,12 +142,10 @@ def booted(root: Path) -> Iterator[Host]:
 
 def restarts(host: Host, load: Load, count: int) -> None:
     for number in range(count):
-        before = len(load.answered)
-        started = time.monotonic()
+        before, started = len(load.answered), time.monotonic()
         host.systemctl("restart", f"adcore@{number % 2 + 1}")
-        say(
-            f"restart {number + 1} of {count}: {time.monotonic() - started:.2f} s, {len(load.answered) - before} answers"
-        )
+        answers, seconds = len(load.answered) - before, time.monotonic() - started
+        say(f"restart {number + 1} of {count}: {seconds:.2f} s, {answers} answers meanwhile")
         load.wait_for(50)
 
 
