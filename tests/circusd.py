@@ -1,6 +1,8 @@
 """A real circusd with the file that is shipped, tools/circus/adcore.ini, its paths moved into a temporary folder."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -74,6 +76,10 @@ class Circusd:
         except OSError:
             return False
 
+    def is_started(self) -> bool:
+        """Every worker; before, circusd forgets a TERM that comes."""
+        return self.answers() and self.ctl("status", "adcore")["status"] == "active"
+
     def reload(self) -> None:
         """As the README says; every worker is another one afterwards."""
         before = self.pids()
@@ -96,8 +102,16 @@ def running(folder: Path, more: str = "") -> Iterator[Circusd]:
     """A circusd whose workers answer, gone afterwards with all of them."""
     circusd = Circusd(folder, more)
     try:
-        wait_for(circusd.answers, circusd.output.read_text)
+        wait_for(circusd.is_started, circusd.output.read_text)
         yield circusd
     finally:
+        left = Path(f"/proc/{circusd.process.pid}/task/{circusd.process.pid}/children")
         if circusd.process.poll() is None:
-            circusd.stop()
+            workers = left.read_text().split()
+            try:
+                circusd.stop()
+            except subprocess.TimeoutExpired:
+                for pid in (circusd.process.pid, *map(int, workers)):
+                    os.kill(pid, signal.SIGKILL)
+                circusd.process.wait()
+                raise
