@@ -50,9 +50,10 @@ class Notifier:
 
     def ready(self, status: str) -> None:
         """Started, or done with a reload: requests may come. A manager that can't take this now hears it later."""
-        self._ready_undelivered = not self._send("READY=1", _status(status))
-        if self._ready_undelivered:
-            log.warning("the service manager does not take READY at its NOTIFY_SOCKET; it is said again")
+        error = self._send("READY=1", _status(status))
+        self._ready_undelivered = error is not None
+        if error is not None:
+            log.warning("the service manager does not take READY at its NOTIFY_SOCKET (%s); it is said again", error)
 
     def reloading(self) -> None:
         """Until the next `ready`."""
@@ -69,7 +70,7 @@ class Notifier:
             lines.append("WATCHDOG=1")
         if self._ready_undelivered:
             lines.append("READY=1")
-        if self._send(*lines):
+        if self._send(*lines) is None:
             self._ready_undelivered = False
 
     def close(self) -> None:
@@ -77,14 +78,14 @@ class Notifier:
             self._socket.close()
             self._socket = None
 
-    def _send(self, *lines: str) -> bool:
-        """Whether it was taken, or nobody is there to take it."""
+    def _send(self, *lines: str) -> str | None:
+        """What went wrong; None also when there is nobody to tell."""
         if self._socket is not None:
             try:
                 self._socket.sendto("\n".join(lines).encode(), self._address)
-            except OSError:
-                return False
-        return True
+            except OSError as error:
+                return os.strerror(error.errno or 0)
+        return None
 
 
 def _status(text: str) -> str:
