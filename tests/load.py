@@ -22,7 +22,9 @@ class Load:
     one (RFC 9112 9.3.1). These are counted in `repeated`.
     """
 
-    def __init__(self, address: str, clients: int = 6, placement: str = "side") -> None:
+    def __init__(self, address: str, clients: int = 6, placement: str = "side", name: str = "a") -> None:
+        """`name` tells the ids of this load from those of another."""
+        self.name = name
         self.answered: list[str] = []
         self.failures: list[str] = []
         self.repeated = 0
@@ -48,9 +50,8 @@ class Load:
 
     def check(self, records: Iterable[dict[str, Any]]) -> dict[str, int]:
         """Hold what was answered against the records; counts, all of which but the first two must be 0."""
-        written = Counter(
-            dict(record["key_values"])["n"] for record in records if record["type"] in ("impression", "unfilled")
-        )
+        ids = (dict(record["key_values"])["n"] for record in records if record["type"] in ("impression", "unfilled"))
+        written = Counter(request_id for request_id in ids if request_id.startswith(self.name))
         answered = set(self.answered)
         return {
             "answered": len(answered),
@@ -68,7 +69,7 @@ class Load:
         for number in itertools.count():
             if self._ending.is_set():
                 break
-            request_id = f"{client}-{number}"
+            request_id = f"{self.name}{client}-{number}"
             try:
                 try:
                     closes = self._ask(connection, request_id)

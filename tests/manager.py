@@ -56,7 +56,7 @@ class Worker(Adcore):
         manager.started += 1
         super().__init__(
             state,
-            *("--log", f"{manager.folder}/delivery-{name}.log", "--control", f"unix:{manager.folder}/control-{name}"),
+            *("--log", str(manager.log), "--control", f"unix:{manager.folder}/control-{name}"),
             *args,
             *(["--source", manager.source] if manager.source else []),
             # fd 3 and this pid are the whole of the protocol.
@@ -82,6 +82,7 @@ class Manager:
         self.folder = folder
         self.source = source
         self.path = folder / "ad.sock"
+        self.log = folder / "delivery.log"
         self.started = 0
         self.workers: dict[str, Worker] = {}
         self.socket = socket.socket(socket.AF_UNIX)
@@ -109,9 +110,6 @@ class Manager:
         status = worker.stop()
         worker.notify.close()
         assert status == 0, worker.errors
-
-    def logs(self) -> list[Path]:
-        return sorted(self.folder.glob("delivery-*.log"))
 
 
 @contextmanager

@@ -43,8 +43,8 @@ def record(request_id: str) -> dict[str, Any]:
 
 def test_records_are_held_against_the_answers() -> None:
     load = Load("unix:/nonexistent")
-    load.answered += ["0-0", "0-1", "0-2"]
-    records = [record("0-0"), record("0-0"), record("0-2"), record("9-9"), {"type": "view"}]
+    load.answered += ["a0-0", "a0-1", "a0-2"]
+    records = [record("a0-0"), record("a0-0"), record("a0-2"), record("a9-9"), record("b0-0"), {"type": "view"}]
     counts = load.check(records)
     assert counts == {"answered": 3, "repeated": 0, "failed": 0, "lost": 1, "doubled": 1, "unanswered": 1}
 

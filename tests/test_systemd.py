@@ -57,7 +57,7 @@ def test_the_workers_settings_are_adcores() -> None:
     shown = subprocess.run(
         [sys.executable, "-m", "adcore", "--help"], capture_output=True, text=True, env=environment(), check=True
     ).stdout
-    assert flags == {"--config", "--log", "--control"}
+    assert flags == {"--config", "--log", "--spool-dir", "--control"}
     assert all(flag in shown for flag in flags)
 
 
@@ -123,7 +123,7 @@ def test_workers_restarted_one_after_the_other_lose_nothing(tmp_path: Path) -> N
             manager.restart("2")
             load.wait_for(100)
         manager.stop("2")
-        shown = adctl("log", "cat", "--json", *map(str, manager.logs()))
+        shown = adctl("log", "cat", "--json", str(manager.log))
         counts = load.check(json.loads(line) for line in shown.stdout.splitlines())
     assert counts["answered"] >= 600
     assert {name: counts[name] for name in BAD} == dict.fromkeys(BAD, 0), load.failures[:5]

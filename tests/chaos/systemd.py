@@ -9,9 +9,11 @@ adcore.socket made. Then
   configuration is right again the worker comes back by itself;
 - a rollover that never has fewer workers than before: a further instance is started before an old one is stopped;
 - a reload of each;
-- a worker whose loop no longer turns: the watchdog has it killed and started again.
+- a worker whose loop no longer turns: the watchdog has it killed and started again;
+- a worker that is killed.
 
-Fails unless every request was answered and is in the log once. Needs root, debootstrap and systemd-container.
+Fails unless every request was answered and is in the log once; with the killed worker, unless every answered one is.
+Needs root, debootstrap and systemd-container.
 """
 
 import argparse
@@ -33,6 +35,7 @@ from tests.process import ROOT, adctl, ask, wait_for
 
 PACKAGES = "systemd,systemd-sysv,dbus,python3,python3-venv"
 UNITS = ("adcore.socket", "adcore.target", "adcore@.service")
+KILLS = 5
 WATCHED_S = 120.0  # a stopped loop is killed only after WatchdogSec= and TimeoutStopSec=
 
 
@@ -187,6 +190,15 @@ def a_loop_that_hangs(host: Host) -> None:
     wait_for(host.answers)
 
 
+def a_worker_that_is_killed(host: Host, load: Load, count: int) -> None:
+    for _ in range(count):
+        load.wait_for(200)
+        pid = host.show("adcore@2", "MainPID")
+        host.systemctl("kill", "--signal=KILL", "adcore@2")
+        wait_for(lambda: host.show("adcore@2", "MainPID") not in ("0", pid))  # noqa: B023
+        wait_for(lambda: host.show("adcore@2", "ActiveState") == "active")
+
+
 def run(*command: str) -> None:
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
@@ -220,14 +232,21 @@ def main() -> int:
             reloads(host, load)
         say("a loop that hangs (40 s)")
         a_loop_that_hangs(host)
-    shown = adctl("log", "cat", "--json", *map(str, sorted((root / "var/log/adcore").glob("delivery-*.log"))))
+        say(f"a worker that is killed, {KILLS} times")
+        with Load(host.address, placement="top", name="k") as killed:
+            a_worker_that_is_killed(host, killed, KILLS)
+    shown = adctl("log", "cat", "--json", str(root / "var/log/adcore/delivery.log"))
     assert shown.returncode == 0, shown.stderr
     records: list[dict[str, Any]] = [json.loads(line) for line in shown.stdout.splitlines()]
     counts = load.check(records)
     print(json.dumps({"restarts": arguments.count, **counts}))
+    # Of a worker that is killed, what it was answering fails; what it had answered is in the log.
+    kill_counts = killed.check(records)
+    print(json.dumps({"kills": KILLS, **kill_counts}))
     for failure in load.failures[:10]:
         say(failure)
-    return 1 if any(counts[name] for name in ("failed", "lost", "doubled", "unanswered")) else 0
+    bad = [counts[name] for name in ("failed", "lost", "doubled", "unanswered")]
+    return 1 if any(bad) or kill_counts["lost"] or kill_counts["doubled"] else 0
 
 
 if __name__ == "__main__":
