@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.process import PATIENCE_S, ROOT, adctl, ask, environment, wait_for
+from tests.process import PATIENCE_S, ROOT, ask, environment, wait_for
 
 # Where the shipped file has things, and where they are here.
 PLACES = {
@@ -38,6 +38,7 @@ class Circusd:
         self.config = folder / "etc/adcore.toml"
         self.config.write_text("refresh = 2\n")
         self.address = f"unix:{folder}/run/ad.sock"
+        self.log = folder / "log/delivery.log"
         self.output = folder / "circusd.out"
         self.endpoint = f"ipc://{folder}/run/circusd.sock"
         with self.output.open("ab") as output:
@@ -90,11 +91,6 @@ class Circusd:
     def stop(self) -> None:
         self.process.terminate()
         self.process.wait(PATIENCE_S)
-
-    def records(self) -> list[dict[str, Any]]:
-        shown = adctl("log", "cat", "--json", str(self.folder / "log/delivery.log"))
-        assert shown.returncode == 0, shown.stderr
-        return [json.loads(line) for line in shown.stdout.splitlines()]
 
 
 @contextmanager

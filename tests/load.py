@@ -4,12 +4,16 @@ what was answered: nothing failed, nothing lost, nothing written twice.
 
 import http.client
 import itertools
+import json
+import subprocess
+import sys
 import threading
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
-from tests.process import PATIENCE_S, Connection, wait_for
+from tests.process import PATIENCE_S, Connection, environment, wait_for
 
 TARGET = "/v1/decision?placement={placement}&kv.n={id}"
 
@@ -95,3 +99,12 @@ class Load:
         assert response.status in (200, 204), f"status {response.status}"
         self.answered.append(request_id)
         return response.will_close
+
+
+def read_log(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of a delivery log, one after the other, as `adctl log cat --json` prints them: there may be many."""
+    command = [sys.executable, "-m", "adtools", "log", "cat", "--json", str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment()) as reader:
+        assert reader.stdout is not None
+        yield from map(json.loads, reader.stdout)
+    assert reader.returncode == 0, f"adctl log cat finds {path} damaged"

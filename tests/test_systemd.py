@@ -1,6 +1,5 @@
 """The units in systemd/, as systemd sees them, and workers that are replaced on the socket that it holds."""
 
-import json
 import os
 import re
 import signal
@@ -11,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests import services
-from tests.load import Load
+from tests.load import Load, read_log
 from tests.manager import NotifySocket, managing
-from tests.process import PATIENCE_S, ROOT, adctl, ask, environment, wait_for
+from tests.process import PATIENCE_S, ROOT, ask, environment, wait_for
 
 UNITS = ROOT / "systemd"
 EXPOSURE_MAX = 1.5
@@ -123,8 +122,7 @@ def test_workers_restarted_one_after_the_other_lose_nothing(tmp_path: Path) -> N
             manager.restart("2")
             load.wait_for(100)
         manager.stop("2")
-        shown = adctl("log", "cat", "--json", str(manager.log))
-        counts = load.check(json.loads(line) for line in shown.stdout.splitlines())
+        counts = load.check(read_log(manager.log))
     assert counts["answered"] >= 600
     assert {name: counts[name] for name in BAD} == dict.fromkeys(BAD, 0), load.failures[:5]
 

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 from tests.circusd import running
-from tests.load import Load
+from tests.load import Load, read_log
 
 
 def main() -> int:
@@ -25,7 +25,7 @@ def main() -> int:
                 print(f"chaos/circus: reload {number + 1} of {count}", file=sys.stderr)
                 load.wait_for(50)
         circus.stop()
-        counts = load.check(circus.records())
+        counts = load.check(read_log(circus.log))
     print(json.dumps({"reloads": count, **counts}))
     for failure in load.failures[:10]:
         print(f"chaos/circus: {failure}", file=sys.stderr)

@@ -28,10 +28,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from tests.load import Load
-from tests.process import ROOT, adctl, ask, wait_for
+from tests.load import Load, read_log
+from tests.process import ROOT, ask, wait_for
 
 PACKAGES = "systemd,systemd-sysv,dbus,python3,python3-venv"
 UNITS = ("adcore.socket", "adcore.target", "adcore@.service")
@@ -235,13 +234,11 @@ def main() -> int:
         say(f"a worker that is killed, {KILLS} times")
         with Load(host.address, placement="top", name="k") as killed:
             a_worker_that_is_killed(host, killed, KILLS)
-    shown = adctl("log", "cat", "--json", str(root / "var/log/adcore/delivery.log"))
-    assert shown.returncode == 0, shown.stderr
-    records: list[dict[str, Any]] = [json.loads(line) for line in shown.stdout.splitlines()]
-    counts = load.check(records)
+    log = root / "var/log/adcore/delivery.log"
+    counts = load.check(read_log(log))
     print(json.dumps({"restarts": arguments.count, **counts}))
     # Of a worker that is killed, what it was answering fails; what it had answered is in the log.
-    kill_counts = killed.check(records)
+    kill_counts = killed.check(read_log(log))
     print(json.dumps({"kills": KILLS, **kill_counts}))
     for failure in load.failures[:10]:
         say(failure)
