@@ -17,7 +17,6 @@ PLACES = {
     "/run/adcore": "run",
     "/etc/adcore": "etc",
     "/var/lib/adcore": "state",
-    "/var/log/adcore": "log",
 }
 
 
@@ -38,7 +37,7 @@ class Circusd:
         self.config = folder / "etc/adcore.toml"
         self.config.write_text("refresh = 2\n")
         self.address = f"unix:{folder}/run/ad.sock"
-        self.log = folder / "log/delivery.log"
+        self.log = folder / "state/delivery.log"
         self.output = folder / "circusd.out"
         self.endpoint = f"ipc://{folder}/run/circusd.sock"
         with self.output.open("ab") as output:

@@ -56,7 +56,7 @@ class Worker(Adcore):
         manager.started += 1
         super().__init__(
             state,
-            *("--log", str(manager.log), "--control", f"unix:{manager.folder}/control-{name}"),
+            *("--control", f"unix:{manager.folder}/control-{name}"),
             *args,
             *(["--source", manager.source] if manager.source else []),
             # fd 3 and this pid are the whole of the protocol.
@@ -82,7 +82,7 @@ class Manager:
         self.folder = folder
         self.source = source
         self.path = folder / "ad.sock"
-        self.log = folder / "delivery.log"
+        self.log = folder / "state/delivery.log"
         self.started = 0
         self.workers: dict[str, Worker] = {}
         self.socket = socket.socket(socket.AF_UNIX)

@@ -56,7 +56,7 @@ def test_the_workers_settings_are_adcores() -> None:
     shown = subprocess.run(
         [sys.executable, "-m", "adcore", "--help"], capture_output=True, text=True, env=environment(), check=True
     ).stdout
-    assert flags == {"--config", "--log", "--spool-dir", "--control"}
+    assert flags == {"--config", "--spool-dir", "--control"}
     assert all(flag in shown for flag in flags)
 
 

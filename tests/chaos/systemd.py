@@ -112,7 +112,6 @@ def install(root: Path) -> None:
     (root / "etc/sysusers.d").mkdir(exist_ok=True)
     shutil.copy(ROOT / "systemd/sysusers.d/adcore.conf", root / "etc/sysusers.d/adcore.conf")
     (root / "etc/adcore").mkdir(exist_ok=True)
-    shutil.rmtree(root / "var/log/adcore", ignore_errors=True)
     shutil.rmtree(root / "var/lib/adcore", ignore_errors=True)
     configure(root, "refresh = 2\n")
     run("chroot", str(root), "systemd-sysusers")
@@ -234,7 +233,7 @@ def main() -> int:
         say(f"a worker that is killed, {KILLS} times")
         with Load(host.address, placement="top", name="k") as killed:
             a_worker_that_is_killed(host, killed, KILLS)
-    log = root / "var/log/adcore/delivery.log"
+    log = root / "var/lib/adcore/delivery.log"
     counts = load.check(read_log(log))
     print(json.dumps({"restarts": arguments.count, **counts}))
     # Of a worker that is killed, what it was answering fails; what it had answered is in the log.
