@@ -8,14 +8,18 @@ Knows nothing of what it reports.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import socket
 import time
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
+from typing import NoReturn
 
 log = logging.getLogger("adcore.notify")
 
+# How often the manager hears of us; more often if it watches over the event loop.
+REPORT_INTERVAL_S = 5.0
 # systemd reads one page; a longer message is thrown away whole.
 STATUS_CHARACTERS_MAX = 500
 
@@ -72,6 +76,12 @@ class Notifier:
             lines.append("READY=1")
         if self._send(*lines) is None:
             self._ready_undelivered = False
+
+    async def report(self, status: Callable[[], str]) -> NoReturn:
+        """Show that the event loop turns, until cancelled."""
+        while True:
+            self.alive(status())
+            await asyncio.sleep(min(REPORT_INTERVAL_S, self.watchdog_interval_s or REPORT_INTERVAL_S))
 
     def close(self) -> None:
         if self._socket is not None:

@@ -73,8 +73,6 @@ log = logging.getLogger("adcore")
 TURN_INTERVAL_S = 1.0
 # How soon workers even out, at 5 µs a look.
 SHARE_INTERVAL_S = 0.2
-# The service manager hears this often what the server does, or more often if it watches over the loop.
-REPORT_INTERVAL_S = 5.0
 # /status names this many bad rows; the log has them all.
 REJECTED_SHOWN_MAX = 100
 # Settings that only a restart changes.
@@ -201,7 +199,7 @@ class Server:
             self.runtime.start()
         # Operators can ask while the first table is still on its way.
         control_server = await serve(loop, control_listener, control, 16) if control_listener else None
-        reporting = loop.create_task(self._report(), name="report")
+        reporting = loop.create_task(self.notifier.report(self._summary), name="report")
         if not await self.refresher.start():
             log.error("no ad table yet; %s", self._without_table())
         timers = [
@@ -486,13 +484,6 @@ class Server:
             if serving:
                 self.notifier.ready(self._summary())
         self.refresher.request()
-
-    async def _report(self) -> None:
-        """Show the service manager that the loop turns, until the very end."""
-        interval_s = min(REPORT_INTERVAL_S, self.notifier.watchdog_interval_s or REPORT_INTERVAL_S)
-        while True:
-            self.notifier.alive(self._summary())
-            await asyncio.sleep(interval_s)
 
     async def _turn(self) -> None:
         while True:

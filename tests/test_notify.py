@@ -175,3 +175,19 @@ def test_a_worker_that_waits_for_its_table_can_be_stopped(tmp_path: Path) -> Non
         wait_for(lambda: "HUP: " in waiting.errors)
         assert not notify.said("RELOADING")
         manager.stop("1")
+
+
+def test_the_parent_of_several_workers_reports_for_them(tmp_path: Path) -> None:
+    with managing(tmp_path) as manager:
+        parent = manager.start("1", "--workers", "2", WATCHDOG_USEC="200000")
+        notify = parent.notify
+        assert notify.status() == "2 of 2 workers serve; 0 restarts, 0 rollovers"
+        assert parent.ask("/ping").status == 200
+        notify.messages.clear()
+        parent.signal(signal.SIGHUP)
+        wait_for(lambda: notify.said("READY"), lambda: parent.errors)
+        assert [next(iter(m)) for m in notify.messages if "WATCHDOG" not in m] == ["RELOADING", "READY"]
+        assert notify.said("WATCHDOG")
+        assert notify.status() == "2 of 2 workers serve; 0 restarts, 1 rollovers"
+        manager.stop("1")
+        assert any("STOPPING" in message for message in notify.messages)
