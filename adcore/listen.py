@@ -120,20 +120,21 @@ class Listener:
 def open_listener(config: Config, environ: MutableMapping[str, str] = os.environ) -> Listener:
     """The public listener that the configuration (or systemd, when it names none) asks for.
 
-    Takes LISTEN_PID, LISTEN_FDS and LISTEN_FDNAMES out of `environ`: no child may take them for its own.
-    Raises StartError.
+    Takes systemd's LISTEN_* variables out of `environ`: no child may take them for its own. Raises StartError.
     """
-    systemd_fd = _take_systemd_fd(environ)
+    systemd_name = _take_systemd_socket(environ)
     if config.listener == "fd":
         assert config.fd is not None
-        return adopt(config.fd, f"--fd {config.fd}", config.backlog)
-    if systemd_fd is not None:
+        listener = adopt(config.fd, f"--fd {config.fd}", config.backlog)
+        _close_other_listeners(listener.sock)
+        return listener
+    if systemd_name is not None:
         if config.listener != "default":
             raise StartError(
-                f"systemd passed a socket (LISTEN_FDS), but {config.origin_of_listener} asks for another: "
-                "remove one of the two"
+                f"systemd passed a socket, {systemd_name} (LISTEN_FDS), but {config.origin_of_listener} asks for "
+                "another: remove one of the two"
             )
-        return adopt(systemd_fd, "LISTEN_FDS", config.backlog)
+        return adopt(SYSTEMD_FIRST_FD, f"LISTEN_FDS, {systemd_name}", config.backlog)
     address: Address = TcpAddress(config.host, config.port)
     if config.listener == "unix":
         assert config.unix is not None
@@ -314,15 +315,42 @@ def _file_identity(path: Path) -> tuple[int, int] | None:
 # --- inherited
 
 
-def _take_systemd_fd(environ: MutableMapping[str, str]) -> int | None:
-    """The descriptor that systemd passed to this very process (sd_listen_fds(3)), or None."""
+def _take_systemd_socket(environ: MutableMapping[str, str]) -> str | None:
+    """The name of the socket that systemd passed to this very process (sd_listen_fds(3)), or None.
+
+    Its descriptor is SYSTEMD_FIRST_FD, and its name that of its unit unless FileDescriptorName= gave it one.
+    """
     pid, count = environ.pop("LISTEN_PID", None), environ.pop("LISTEN_FDS", None)
-    environ.pop("LISTEN_FDNAMES", None)
+    names = environ.pop("LISTEN_FDNAMES", "")
+    environ.pop("LISTEN_PIDFDID", None)
     if pid is None or count is None or pid != str(os.getpid()):
         return None
     if count != "1":
-        raise StartError(f"LISTEN_FDS is {count!r}, and adcore serves one socket: keep one ListenStream= in its unit")
-    return SYSTEMD_FIRST_FD
+        which = f" ({names})" if names else ""
+        raise StartError(
+            f"LISTEN_FDS is {count!r}{which}, and adcore serves one socket: "
+            "keep one ListenStream= in one unit of Sockets="
+        )
+    return names or "unnamed"
+
+
+def _close_other_listeners(ours: socket.socket) -> None:
+    """Close the listening sockets that were inherited besides `ours`: Circus passes all of its sockets to everyone.
+
+    Held here, one whose owner has gone would go on taking connections that nobody serves.
+    """
+    for name in os.listdir("/proc/self/fd"):
+        fd = int(name)
+        try:
+            if fd == ours.fileno() or not os.get_inheritable(fd) or not stat.S_ISSOCK(os.fstat(fd).st_mode):
+                continue
+            other = socket.socket(fileno=fd)
+        except OSError:  # the descriptor of this listing, or a kind of socket without a name
+            continue
+        if other.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            other.close()
+        else:
+            other.detach()
 
 
 def adopt(fd: int, origin: str, backlog: int) -> Listener:

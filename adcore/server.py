@@ -56,6 +56,7 @@ from adcore.listen import (
     parse_address,
     serve,
 )
+from adcore.notify import Notifier
 from adcore.pidfile import PidFile
 from adcore.seat import HELD_BACK, READY, Seat, control_path
 from adcore.settings import COUNTS_FILE, LAST_GOOD_FILE
@@ -144,6 +145,8 @@ class Server:
         self.hurrying = asyncio.Event()
         self.told_to_stop = False
         self.first_table = asyncio.Event()
+        self.notifier = Notifier()
+        self.reload_error: str | None = None
         self._sharing: asyncio.Task[None] | None = None
         self.calendar = Calendar(config.time_zone)
         self.state = State(Counters(self.calendar), config.click_window)
@@ -157,6 +160,7 @@ class Server:
         if config.source_is_default and install_sample_inventory(config.source):
             log.info("serving the sample inventory, from %s", config.source)
         with contextlib.ExitStack() as on_exit:
+            on_exit.callback(self.notifier.close)
             if config.pid_file is not None and self.seat is None:
                 on_exit.enter_context(PidFile(config.pid_file))
             listener = open_public_listener(config, self.seat)
@@ -196,10 +200,11 @@ class Server:
             self.runtime.start()
         # Operators can ask while the first table is still on its way.
         control_server = await serve(loop, control_listener, control, 16) if control_listener else None
+        reporting = loop.create_task(self.notifier.report(self._summary), name="report")
         # A large document is taken apart meanwhile, and nothing in it is garbage before it is all done.
         gc.disable()
         if not await self.refresher.start():
-            log.error("no ad table yet; /ping says 503 until a source answers")
+            log.error("no ad table yet; %s", self._without_table())
         timers = [
             loop.create_task(self.refresher.run(), name="refresh"),
             loop.create_task(self._turn(), name="turn"),
@@ -207,15 +212,15 @@ class Server:
         ]
         stopping = loop.create_task(self.stopping.wait())
         stop_accepting = await self._accept(listener)
-        log.info("serving on %s, pid %d", listener.describe, os.getpid())
         # What start-up made stays for good: the collector need not look at it again.
         gc.enable()
         gc.collect()
         gc.freeze()
-        await asyncio.wait([stopping, writing, *timers], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([stopping, writing, reporting, *timers], return_when=asyncio.FIRST_COMPLETED)
         if not self.stopping.is_set():
             log.error("a part of the server has ended by itself; stopping")
 
+        self.notifier.stopping("finishing what is under way")
         await stop_accepting()
         if self._sharing is not None:
             self._sharing.cancel()
@@ -231,7 +236,8 @@ class Server:
             control_server.close()
             control.abort()
             self.runtime.stop()
-        failures = [task.exception() for task in (writing, *timers) if task.done() and not task.cancelled()]
+        reporting.cancel()
+        failures = [task.exception() for task in (writing, reporting, *timers) if task.done() and not task.cancelled()]
         for failure in filter(None, failures):
             raise AdcoreError(f"a part of the server failed: {failure!r}") from failure
 
@@ -239,10 +245,18 @@ class Server:
         """Start to accept; what ends it."""
         loop = asyncio.get_running_loop()
         if self.seat is None or self.parent is None:
-            server = await serve(loop, listener, self.http, self.config.backlog)
+            if self.notifier.wanted:
+                # Whoever waits for READY has others to serve meanwhile, or lets connections wait in the socket.
+                await self._until_stopping(self.first_table.wait())
+            server = None
+            if not self.stopping.is_set():
+                server = await serve(loop, listener, self.http, self.config.backlog)
+                log.info("serving on %s, pid %d", listener.describe, os.getpid())
+                self.notifier.ready(self._summary())
 
             async def stop_accepting() -> None:
-                server.close()
+                if server is not None:
+                    server.close()
 
             return stop_accepting
         if not self.seat.alone:
@@ -253,6 +267,7 @@ class Server:
             *(loop, listener.sock, self.http, lambda: len(connections), self.seat.open_loads(), self.seat.slot)
         )
         acceptor.start()
+        log.info("serving on %s, pid %d", listener.describe, os.getpid())
         self._sharing = loop.create_task(self._share(acceptor))
         self._tell_parent = loop.create_task(self._say_ready(self.parent))
         return acceptor.close
@@ -399,6 +414,22 @@ class Server:
             for count in self.state.counters.busiest(number, today)
         ]
 
+    def _summary(self) -> str:
+        """A line for `systemctl status`."""
+        table = self.state.table
+        return "; ".join(
+            [
+                f"no ad table yet, {self._without_table()}" if table is None else f"revision {table.revision}",
+                f"{self.http.statistics.requests} requests, {len(self.http.connections)} connections",
+                *([] if self.reload_error is None else [f"the reload failed: {self.reload_error}"]),
+            ]
+        )
+
+    def _without_table(self) -> str:
+        if self.notifier.wanted:
+            return "nothing is accepted until a source answers"
+        return "/ping says 503 until a source answers"
+
     # What happens on the way
 
     def _listen_to_signals(self) -> None:
@@ -434,6 +465,9 @@ class Server:
 
     def _on_hup(self) -> None:
         """Take over what can change while serving; the sockets, the source and the log stay as they are."""
+        serving = self.first_table.is_set()
+        if serving:
+            self.notifier.reloading()
         try:
             config = reload_config(self.config)
             keyring = KeyRing.load_or_create(config.secret_file)
@@ -441,7 +475,9 @@ class Server:
             handlers = self._make_handlers(config, keyring, calendar)
         except AdcoreError as error:
             log.error("HUP: the old configuration stays: %s", error)
+            self.reload_error = str(error)
         else:
+            self.reload_error = None
             self.calendar = self.state.counters.calendar = calendar
             self.http.handler = self.handlers = handlers
             self.http.trusted_peers = config.trusted_peers
@@ -450,6 +486,10 @@ class Server:
             self.config = config
             note = f"; {', '.join(fixed)} will change with a restart" if fixed else ""
             log.info("HUP: the configuration was read again%s", note)
+        finally:
+            # A manager that heard of a reload waits for its end, whatever that is.
+            if serving:
+                self.notifier.ready(self._summary())
         self.refresher.request()
 
     async def _turn(self) -> None:

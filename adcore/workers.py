@@ -36,6 +36,7 @@ from adcore.control.server import ControlServer
 from adcore.control.workers import WorkersControl, WorkerView
 from adcore.errors import StartError
 from adcore.listen import Listener, open_address, open_listener, parse_address, serve, unix_path_problem
+from adcore.notify import Notifier
 from adcore.pidfile import PidFile
 from adcore.seat import HELD_BACK, READY, VARIABLE, Loads, Seat, control_path
 
@@ -177,10 +178,14 @@ class Parent:
         self._stopping = asyncio.Event()
         self._hurrying = asyncio.Event()
         self._rollover_wanted = asyncio.Event()
+        self._notifier = Notifier()
 
     async def run(self) -> int:
         self._listen_to_signals()
         with contextlib.ExitStack() as on_exit:
+            on_exit.callback(self._notifier.close)
+            reporting = asyncio.ensure_future(self._notifier.report(self._summary))
+            on_exit.callback(reporting.cancel)
             if self.config.pid_file is not None:
                 on_exit.enter_context(PidFile(self.config.pid_file))
             self._listener = open_listener(self.config)
@@ -212,6 +217,7 @@ class Parent:
         if not self._stopping.is_set():
             self._has_started = True
             log.info("serving on %s with %d workers, pid %d", self._listener.describe, len(self.numbers), os.getpid())
+            self._notifier.ready(self._summary())
 
     async def _all_ready(self, started: list[Worker]) -> None:
         for worker in started:
@@ -285,6 +291,7 @@ class Parent:
             await self._rollover_wanted.wait()
             self._rollover_wanted.clear()
             log.info("HUP: replacing %d workers, one at a time", len(self.numbers))
+            self._notifier.reloading()
             for number in self.numbers:
                 if not await self._replace(number):
                     self.failed_rollovers += 1
@@ -293,6 +300,7 @@ class Parent:
             else:
                 self.rollovers += 1
                 log.info("HUP: all workers are replaced")
+            self._notifier.ready(self._summary())
 
     async def _replace(self, number: int) -> bool:
         async with self._places[number]:
@@ -313,6 +321,7 @@ class Parent:
 
     async def _stop(self) -> bool:
         """End all workers, in order unless there is a hurry; whether all ended well."""
+        self._notifier.stopping("the workers finish what is under way")
         self._stopping.set()
         ending = list(self.workers)
         for worker in ending:
@@ -362,6 +371,11 @@ class Parent:
     def _views(self) -> list[WorkerView]:
         workers = sorted(self.workers, key=lambda worker: (worker.number, worker.started_monotonic))
         return [WorkerView(w.number, w.pid, w.state, str(control_path(self.config.state_dir, w.pid))) for w in workers]
+
+    def _summary(self) -> str:
+        """A line for `systemctl status`."""
+        serving = sum(worker.state == "serving" for worker in self.workers)
+        return f"{serving} of {len(self.numbers)} workers serve; {self.restarts} restarts, {self.rollovers} rollovers"
 
     def _status(self) -> dict[str, object]:
         return {

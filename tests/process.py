@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).parent.parent
 # Only how long to wait before a test is called failed; nothing passes because of it.
 PATIENCE_S = 20.0
+# What the person or the service manager that runs the tests has set for itself.
+FOREIGN = ("ADCORE_", "LISTEN_", "NOTIFY_", "WATCHDOG_")
 
 
 class Answer(NamedTuple):
@@ -56,7 +58,7 @@ def ask(address: str, target: str, method: str = "GET", body: bytes | None = Non
 
 def environment(**variables: str) -> dict[str, str]:
     """The environment of a child: without settings of the person who runs the tests, importing this checkout."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("ADCORE_", "LISTEN_"))}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
     return {**kept, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tools'}", **variables}
 
 
@@ -64,18 +66,26 @@ class Adcore:
     """A server process. `address` is its public listener, `control` that for operators, `state` its directory."""
 
     def __init__(
-        self, state: Path, *args: str, pass_fds: tuple[int, ...] = (), address: str = "", **variables: str
+        self,
+        state: Path,
+        *args: str,
+        pass_fds: tuple[int, ...] = (),
+        address: str = "",
+        launcher: Sequence[str] = (),
+        **variables: str,
     ) -> None:
+        """`launcher` is put before the command, and passes a socket: no listener is asked for."""
         self.state = state
         self.control = f"unix:{state}/control.sock"
         self.address = address or f"unix:{state}/ad.sock"
         self.log = state / "delivery.log"
         state.mkdir(parents=True, exist_ok=True)
         self.errors_path = state / "stderr.txt"
-        listener = [] if {"--fd", "--port", "--unix"} & set(args) else ["--unix", f"{state}/ad.sock"]
+        listener = [] if launcher or {"--fd", "--port", "--unix"} & set(args) else ["--unix", f"{state}/ad.sock"]
         with self.errors_path.open("ab") as errors:
             self.process = subprocess.Popen(
                 [
+                    *launcher,
                     *(sys.executable, "-m", "adcore", "--state-dir", str(state), "--control", self.control),
                     *listener,
                     *args,

@@ -409,7 +409,9 @@ def test_a_full_disk_fails_no_request_and_every_lost_record_is_counted(tmp_path:
         assert log["last_error"] == "No space left on device"
         server.signal(signal.SIGINT)
         assert server.process.wait(20) == 0
-        assert f"{log['waiting']} records could not be written to /dev/full and wait for the next start" in server.errors
+        assert (
+            f"{log['waiting']} records could not be written to /dev/full and wait for the next start" in server.errors
+        )
 
 
 def test_a_second_term_does_not_wait_for_a_log_that_nobody_reads(tmp_path: Path) -> None:

@@ -382,11 +382,58 @@ def test_any_number_of_systemd_sockets_but_one_is_refused(count: str) -> None:
         open_with({"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": count})
 
 
+def test_more_than_one_systemd_socket_is_refused_by_their_names() -> None:
+    environ = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "2", "LISTEN_FDNAMES": "adcore.socket:other.socket"}
+    with pytest.raises(StartError, match=r"LISTEN_FDS is '2' \(adcore.socket:other.socket\), and adcore serves one"):
+        open_with(environ)
+
+
+def test_a_systemd_socket_that_is_none_is_refused_by_its_name() -> None:
+    probe = subprocess.run(
+        [sys.executable, "-c", NO_SOCKET],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=True,
+    )
+    assert "LISTEN_FDS, adcore.socket: descriptor 3 is not a socket" in probe.stdout
+
+
+def test_listening_sockets_that_came_along_are_closed_and_others_left_alone() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as held, socket.create_server(("127.0.0.1", 0)) as ours:
+        leaked, private = os.dup(held.fileno()), os.dup(held.fileno())
+        left, right = socket.socketpair()
+        os.set_inheritable(leaked, True)
+        left.set_inheritable(True)
+        listener = open_with(fd=str(os.dup(ours.fileno())))
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(leaked)
+        for fd in (private, left.fileno(), held.fileno()):
+            os.fstat(fd)
+        os.close(private)
+        left.close()
+        right.close()
+        listener.close()
+
+
 def test_a_systemd_socket_and_a_flag_exclude_each_other(tmp_path: Path) -> None:
     with pytest.raises(StartError, match="but --unix asks for another"):
         open_with({"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"}, unix=str(tmp_path / "ad.sock"))
 
 
+NO_SOCKET = """
+import os
+from adcore.config import load_config
+from adcore.errors import StartError
+from adcore.listen import open_listener
+os.dup2(0, 3)
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1", LISTEN_FDNAMES="adcore.socket")
+try:
+    open_listener(load_config({}, {"HOME": "/"}))
+except StartError as error:
+    print(error)
+"""
 # A child that opens what it was given, says what it got and whether a grandchild would meet the socket.
 CHILD = """
 import json, os, socket, stat, sys

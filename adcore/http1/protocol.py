@@ -49,7 +49,7 @@ WRITE_LOW_BYTES = 16 * 1024
 LINGER_BYTES = 1024 * 1024
 # A drain waits this long for requests that are in the kernel already: at least one turn of the loop.
 DRAIN_IDLE_S = 0.01
-# ... and this long for the first request of a connection that was accepted at the last moment.
+# ... and this long for the first request of a connection that was made at the last moment.
 DRAIN_FIRST_REQUEST_S = 1.0
 # libuv counts time in milliseconds, so that a timer may come this much early.
 CLOCK_GRAIN_S = 0.001
@@ -391,7 +391,9 @@ class Http1Protocol(asyncio.Protocol):
     def start_drain(self) -> None:
         """Close soon if nothing is under way; what is under way will see `draining` when it is answered."""
         if self._phase is Phase.OPEN and not (self._reads_request or self._unread or self._write_paused):
-            self._set_deadline(DRAIN_IDLE_S)
+            # A deadline that no request has moved: its client may only just have connected.
+            is_new = self._deadline_monotonic == self._timer_monotonic
+            self._set_deadline(DRAIN_FIRST_REQUEST_S if is_new else DRAIN_IDLE_S)
 
     def abort(self) -> None:
         self.transport.abort()

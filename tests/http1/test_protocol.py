@@ -268,6 +268,8 @@ def test_requests_in_one_read_touch_no_timer() -> None:
 
 def test_drain_finishes_what_has_begun_and_closes_the_rest() -> None:
     idle, busy = Connection(), Connection()
+    idle.loop.pass_time(1.0)
+    idle.receive(GET + b"\r\n")
     busy.receive(GET)
     for connection in (idle, busy):
         connection.server.start_drain()
@@ -278,6 +280,17 @@ def test_drain_finishes_what_has_begun_and_closes_the_rest() -> None:
     assert not busy.server.all_closed.is_set()
     busy.protocol.connection_lost(None)
     assert busy.server.all_closed.is_set()
+
+
+def test_a_connection_made_just_before_the_drain_may_send_its_request() -> None:
+    connection = Connection()
+    connection.server.start_drain()
+    connection.loop.pass_time(0.5)
+    assert b"\r\nConnection: close\r\n" in connection.receive(GET + b"\r\n")
+    silent = Connection()
+    silent.server.start_drain()
+    silent.loop.pass_time(1.1)
+    assert silent.transport.ended == "closed"
 
 
 def test_a_failing_handler_is_a_500_and_the_end(caplog: pytest.LogCaptureFixture) -> None:

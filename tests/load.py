@@ -1,0 +1,110 @@
+"""Clients that ask without pause, each request with an id of its own, so that the delivery log can be held against
+what was answered: nothing failed, nothing lost, nothing written twice.
+"""
+
+import http.client
+import itertools
+import json
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from tests.process import PATIENCE_S, Connection, environment, wait_for
+
+TARGET = "/v1/decision?placement={placement}&kv.n={id}"
+
+
+class Load:
+    """`with Load(address) as load:` asks until the block ends; then `load.check(records)`.
+
+    Every other client opens a connection for each request; the rest keep theirs alive, and do what every client of
+    HTTP/1.1 must when a kept connection turns out to be closed before any of the answer came: ask once more on a new
+    one (RFC 9112 9.3.1). These are counted in `repeated`.
+    """
+
+    def __init__(self, address: str, clients: int = 6, placement: str = "side", name: str = "a") -> None:
+        """`name` tells the ids of this load from those of another."""
+        self.name = name
+        self.answered: list[str] = []
+        self.failures: list[str] = []
+        self.repeated = 0
+        self._address = address
+        self._placement = placement
+        self._ending = threading.Event()
+        self._threads = [threading.Thread(target=self._run, args=(n,), daemon=True) for n in range(clients)]
+
+    def __enter__(self) -> "Load":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ending.set()
+        for thread in self._threads:
+            thread.join(2 * PATIENCE_S)
+
+    def wait_for(self, more: int) -> None:
+        """Until this many more requests have been answered, or one has failed."""
+        goal = len(self.answered) + more
+        wait_for(lambda: len(self.answered) >= goal or self.failures, lambda: "requests are no longer answered")
+
+    def check(self, records: Iterable[dict[str, Any]]) -> dict[str, int]:
+        """Hold what was answered against the records; counts, all of which but the first two must be 0."""
+        ids = (dict(record["key_values"])["n"] for record in records if record["type"] in ("impression", "unfilled"))
+        written = Counter(request_id for request_id in ids if request_id.startswith(self.name))
+        answered = set(self.answered)
+        return {
+            "answered": len(answered),
+            "repeated": self.repeated,
+            "failed": len(self.failures),
+            "lost": len(answered - written.keys()),
+            "doubled": sum(1 for count in written.values() if count > 1),
+            "unanswered": len(written.keys() - answered),
+        }
+
+    def _run(self, client: int) -> None:
+        keeps_alive = client % 2 == 0
+        connection = Connection(self._address)
+        used = False
+        for number in itertools.count():
+            if self._ending.is_set():
+                break
+            request_id = f"{self.name}{client}-{number}"
+            try:
+                try:
+                    closes = self._ask(connection, request_id)
+                except (http.client.RemoteDisconnected, ConnectionError):
+                    if not used:
+                        raise
+                    self.repeated += 1
+                    connection.close()
+                    closes = self._ask(connection, request_id)
+            except (OSError, http.client.HTTPException, AssertionError) as error:
+                self.failures.append(f"{request_id}: {error!r}")
+                closes = True
+            used = keeps_alive and not closes
+            if not used:
+                connection.close()
+        connection.close()
+
+    def _ask(self, connection: Connection, request_id: str) -> bool:
+        """One request; whether the server closes the connection after it."""
+        connection.request("GET", TARGET.format(placement=self._placement, id=request_id))
+        response = connection.getresponse()
+        response.read()
+        assert response.status in (200, 204), f"status {response.status}"
+        self.answered.append(request_id)
+        return response.will_close
+
+
+def read_log(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of a delivery log, one after the other, as `adctl log cat --json` prints them: there may be many."""
+    command = [sys.executable, "-m", "adtools", "log", "cat", "--json", str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment()) as reader:
+        assert reader.stdout is not None
+        yield from map(json.loads, reader.stdout)
+    assert reader.returncode == 0, f"adctl log cat finds {path} damaged"

@@ -1,0 +1,181 @@
+"""The units in systemd/, as systemd sees them, and workers that are replaced on the socket that it holds."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import services
+from tests.load import Load, read_log
+from tests.manager import NotifySocket, managing
+from tests.process import PATIENCE_S, ROOT, ask, environment, wait_for
+
+UNITS = ROOT / "systemd"
+EXPOSURE_MAX = 1.5
+# What a refused connection or a lost record would show up in.
+BAD = ("failed", "lost", "doubled", "unanswered")
+
+
+def systemd_analyze(*args: str) -> "subprocess.CompletedProcess[str]":
+    command = [services.program("systemd-analyze", "systemd"), *args]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def value(unit: str, name: str) -> str:
+    """The last value of a setting in a unit file."""
+    return str(re.findall(rf"^{name}=(.*)$", (UNITS / unit).read_text(), re.MULTILINE)[-1])
+
+
+# --- the units
+
+
+def test_systemd_finds_nothing_wrong_with_the_units(tmp_path: Path) -> None:
+    program = tmp_path / "adcore"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    for unit in UNITS.glob("adcore*"):
+        (tmp_path / unit.name).write_text(unit.read_text().replace("/opt/adcore/venv/bin/adcore", str(program)))
+    verified = systemd_analyze("verify", *map(str, tmp_path.glob("adcore*.*")))
+    assert (verified.returncode, verified.stderr) == (0, "")
+
+
+def test_a_worker_is_exposed_to_little() -> None:
+    shown = systemd_analyze("security", "--offline=true", "--no-pager", str(UNITS / "adcore@.service"))
+    exposure = re.search(r"Overall exposure level for \S+: ([0-9.]+)", shown.stdout)
+    assert exposure is not None, shown.stdout + shown.stderr
+    assert float(exposure[1]) <= EXPOSURE_MAX, shown.stdout
+
+
+def test_the_workers_settings_are_adcores() -> None:
+    arguments = (UNITS / "adcore@.service").read_text().partition("ExecStart=")[2].partition("\nExecReload")[0]
+    flags = set(re.findall(r"--[a-z-]+", arguments))
+    shown = subprocess.run(
+        [sys.executable, "-m", "adcore", "--help"], capture_output=True, text=True, env=environment(), check=True
+    ).stdout
+    assert flags == {"--config", "--spool-dir", "--control"}
+    assert all(flag in shown for flag in flags)
+
+
+def test_systemd_gives_a_worker_the_time_that_it_gives_itself() -> None:
+    config = subprocess.run(
+        [sys.executable, "-m", "adcore", "--print-config"],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        check=True,
+    ).stdout
+    graceful = re.search(r"^graceful_timeout = ([0-9.]+)$", config, re.MULTILINE)
+    assert graceful is not None
+    assert int(value("adcore@.service", "TimeoutStopSec").removesuffix("s")) > 2 * float(graceful[1])
+
+
+# --- the socket
+
+
+def test_a_worker_serves_on_the_socket_of_systemd_socket_activate(tmp_path: Path) -> None:
+    """LISTEN_PID, LISTEN_FDS and LISTEN_FDNAMES as systemd itself sets them."""
+    notify = NotifySocket(f"@{tmp_path}/notify")
+    path = tmp_path / "ad.sock"
+    errors = tmp_path / "stderr.txt"
+    command = [services.program("systemd-socket-activate", "systemd"), f"--listen={path}", "--fdname=adcore.socket"]
+    command += [f"--setenv={name}" for name in ("PYTHONPATH", "NOTIFY_SOCKET", "WATCHDOG_USEC")]
+    command += [sys.executable, "-m", "adcore", "--state-dir", str(tmp_path / "state")]
+    with errors.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            stderr=output,
+            env=environment(NOTIFY_SOCKET=notify.name, WATCHDOG_USEC="10000000"),
+        )
+    try:
+        wait_for(path.exists)
+        assert ask(f"unix:{path}", "/ping").status == 200  # which it waits for to start the worker
+        assert notify.said("READY", "1")
+        assert notify.said("WATCHDOG", "1")
+        assert f"fd 3 (unix:{path})" in errors.read_text()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE_S) == 0
+        assert notify.said("STOPPING", "1")
+        assert path.exists()  # not ours to remove
+    finally:
+        process.kill()
+        process.wait()
+        notify.close()
+
+
+def test_workers_restarted_one_after_the_other_lose_nothing(tmp_path: Path) -> None:
+    """The short form of `python -m tests.chaos.systemd`."""
+    with managing(tmp_path) as manager:
+        manager.start("1")
+        manager.start("2")
+        with Load(manager.address, placement="top", clients=4) as load:
+            for _ in range(2):
+                for name in ("1", "2"):
+                    load.wait_for(100)
+                    manager.restart(name)
+            # With nobody left for a moment, connections wait in the socket.
+            load.wait_for(100)
+            manager.stop("1")
+            manager.restart("2")
+            load.wait_for(100)
+        manager.stop("2")
+        counts = load.check(read_log(manager.log))
+    assert counts["answered"] >= 600
+    assert {name: counts[name] for name in BAD} == dict.fromkeys(BAD, 0), load.failures[:5]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--refresh", "soon"], ["--log", "/nonexistent/delivery.log"], ["--unix", "/tmp/other.sock"]],
+    ids=["configuration", "log", "listener"],
+)
+def test_a_version_that_cannot_start_leaves_the_other_worker_serving(tmp_path: Path, arguments: list[str]) -> None:
+    with managing(tmp_path) as manager:
+        manager.start("1")
+        with Load(manager.address, placement="top", clients=2) as load:
+            load.wait_for(50)
+            bad = manager.launch("2", *arguments)
+            assert bad.process.wait(PATIENCE_S) in (2, 3)
+            assert not bad.notify.said("READY")
+            load.wait_for(50)
+        assert load.failures == []
+        manager.stop("1")
+
+
+def test_nothing_of_systemd_is_left_for_children(tmp_path: Path) -> None:
+    """What the server would pass on, as the process itself sees it."""
+    script = (
+        "import os, sys, asyncio; from adcore.config import load_config; from adcore.server import Server;"
+        "from adcore.listen import open_listener; c = load_config({}, {'HOME': sys.argv[1]});"
+        "s = Server(c); l = open_listener(c);"
+        "print(sorted(n for n in os.environ if n.startswith(('LISTEN_', 'NOTIFY_', 'WATCHDOG_'))))"
+    )
+    with managing(tmp_path) as manager:
+        fd = manager.socket.fileno()
+        shown = subprocess.run(
+            [
+                "bash",
+                "-c",
+                'exec 3<&"$0"; LISTEN_PID=$$ exec "$@"',
+                str(fd),
+                sys.executable,
+                "-c",
+                script,
+                str(tmp_path),
+            ],
+            capture_output=True,
+            text=True,
+            pass_fds=(fd,),
+            env=environment(
+                LISTEN_FDS="1",
+                LISTEN_FDNAMES="ad",
+                NOTIFY_SOCKET="@x",
+                WATCHDOG_USEC="1",
+                WATCHDOG_PID=str(os.getpid()),
+            ),
+            check=True,
+        )
+    assert shown.stdout == "[]\n"
