@@ -14,10 +14,8 @@ import pytest
 
 from adtools import circus as hooks
 from tests import circusd
-from tests.load import Load, read_log
+from tests.load import WRONG, Load, read_log
 from tests.process import wait_for
-
-BAD = ("failed", "lost", "doubled", "unanswered")
 
 # --- circusd
 
@@ -33,7 +31,7 @@ def test_a_reload_under_load_loses_nothing(tmp_path: Path) -> None:
         circus.stop()
         counts = load.check(read_log(circus.log))
     assert counts["answered"] >= 300
-    assert {name: counts[name] for name in BAD} == dict.fromkeys(BAD, 0), load.failures[:5]
+    assert {name: counts[name] for name in WRONG} == dict.fromkeys(WRONG, 0), load.failures[:5]
 
 
 def test_who_may_connect_is_adcore_and_for_ads_its_group(tmp_path: Path) -> None:

@@ -10,14 +10,13 @@ from pathlib import Path
 import pytest
 
 from tests import services
-from tests.load import Load, read_log
+from tests.load import WRONG, Load, read_log
 from tests.manager import NotifySocket, managing
 from tests.process import PATIENCE_S, ROOT, ask, environment, wait_for
 
 UNITS = ROOT / "systemd"
 EXPOSURE_MAX = 1.5
 # What a refused connection or a lost record would show up in.
-BAD = ("failed", "lost", "doubled", "unanswered")
 
 
 def systemd_analyze(*args: str) -> "subprocess.CompletedProcess[str]":
@@ -124,7 +123,7 @@ def test_workers_restarted_one_after_the_other_lose_nothing(tmp_path: Path) -> N
         manager.stop("2")
         counts = load.check(read_log(manager.log))
     assert counts["answered"] >= 600
-    assert {name: counts[name] for name in BAD} == dict.fromkeys(BAD, 0), load.failures[:5]
+    assert {name: counts[name] for name in WRONG} == dict.fromkeys(WRONG, 0), load.failures[:5]
 
 
 @pytest.mark.parametrize(

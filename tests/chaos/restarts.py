@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.chaos.load import loading, problems
+from tests.load import WRONG, Load, read_log
 from tests.process import Adcore, serving, wait_for
 
 KINDS = ("unix", "tcp", "fd")
@@ -24,8 +24,7 @@ WORKERS = 2
 
 class Outcome(NamedTuple):
     replaced: int
-    answered: int
-    tried_again: int
+    counts: dict[str, int]
     problems: list[str]
 
 
@@ -57,10 +56,9 @@ def restart(kind: str, folder: Path, count: int) -> Outcome:
     with server_on(kind, folder) as server:
         wait_for(lambda: len(pids(server)) == WORKERS)
         replaced = turn = 0
-        with loading(server.address) as load:
+        with Load(server.address) as load:
             while replaced < count:
                 before = pids(server)
-                answered = len(load.answered)
                 turn += 1
                 if turn % 3:
                     leaving = set(before.values())
@@ -73,13 +71,14 @@ def restart(kind: str, folder: Path, count: int) -> Outcome:
                     lambda leaving=leaving: len(pids(server)) == WORKERS and not leaving & set(pids(server).values()),
                     lambda: server.errors[-3000:],
                 )
-                wait_for(lambda answered=answered: len(load.answered) > answered + 20)
+                load.wait_for(20)
                 replaced += len(leaving)
         status = server.stop()
-        found = problems(load, server.records())
+        counts = load.check(read_log(server.log))
+        problems = [*load.failures, *(f"{counts[kind]} {kind}" for kind in WRONG if counts[kind])]
         if status:
-            found.append(f"the parent ended with {status}: {server.errors[-1000:]}")
-        return Outcome(replaced, len(load.answered), load.tried_again, found)
+            problems.append(f"the parent ended with {status}: {server.errors[-1000:]}")
+        return Outcome(replaced, counts, problems)
 
 
 def main() -> int:
@@ -92,8 +91,8 @@ def main() -> int:
         with tempfile.TemporaryDirectory(prefix="adcore-") as folder:
             outcome = restart(kind, Path(folder) / "state", options.count)
         print(
-            f"{kind}: {outcome.replaced} workers replaced, {outcome.answered} requests answered, "
-            f"{outcome.tried_again} tried again, {len(outcome.problems)} problems"
+            f"{kind}: {outcome.replaced} workers replaced; "
+            + ", ".join(f"{count} {what}" for what, count in outcome.counts.items())
         )
         for problem in outcome.problems[:20]:
             print(f"  {problem}")
