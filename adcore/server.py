@@ -205,6 +205,7 @@ class Server:
         gc.disable()
         if not await self.refresher.start():
             log.error("no ad table yet; %s", self._without_table())
+        gc.enable()
         timers = [
             loop.create_task(self.refresher.run(), name="refresh"),
             loop.create_task(self._turn(), name="turn"),
@@ -213,7 +214,6 @@ class Server:
         stopping = loop.create_task(self.stopping.wait())
         stop_accepting = await self._accept(listener)
         # What start-up made stays for good: the collector need not look at it again.
-        gc.enable()
         gc.collect()
         gc.freeze()
         await asyncio.wait([stopping, writing, reporting, *timers], return_when=asyncio.FIRST_COMPLETED)
