@@ -31,7 +31,7 @@ from adcore.deliverylog.queue import RecordQueue
 from adcore.deliverylog.record import Unfilled
 from adcore.http1.request import Request
 from adcore.query import Query, QueryError, Visitor
-from adcore.render import CompiledDecision, compile_decision
+from adcore.render import CompiledDecision
 from adcore.state import State
 from adcore.tokens import COOKIE_PREFIX, FrequencyCookies, KeyRing, Tokens
 
@@ -133,14 +133,10 @@ class Case:
 class Shown:
     """An ad of the table, ready to be shown."""
 
-    __slots__ = ("answer", "campaign_key", "delivered", "packed", "revision", "token_name")
+    __slots__ = ("answer", "campaign_key", "delivered", "packed", "token_name")
 
-    def __init__(
-        self, ad: Ad, answer: CompiledDecision, counters: Counters, tokens: Tokens, packed: bytes, revision: int
-    ) -> None:
+    def __init__(self, ad: Ad, answer: CompiledDecision, counters: Counters, tokens: Tokens, packed: bytes) -> None:
         self.answer = answer
-        self.revision = revision
-        """Of the table that it was made for, which its records name."""
         self.packed = packed
         """What the records of this ad share."""
         self.token_name = tokens.name(ad.placement.id, ad.creative.id)
@@ -195,6 +191,8 @@ class Delivery:
         self._shown: OrderedDict[Ad, Shown] = OrderedDict()
         self._table: AdTable | None = None
         """What the cases are of."""
+        self._of_table = b""
+        """What the records of a table share."""
 
     def fill(self, table: AdTable, request: Request, query: Query, slots: Sequence[Slot]) -> Page:
         """Decide every slot, and unless the request is a HEAD keep what was decided. Raises QueryError."""
@@ -253,9 +251,7 @@ class Delivery:
                     self._keep_refusal(case, refusal, impression_id, now, network, user)
                 continue
             ad, chance = drawing.pick(draw(impression_id))
-            shown = self._shown.get(ad)
-            if shown is None or shown.revision != table.revision:
-                shown = self._make_shown(ad)
+            shown = self._shown.get(ad) or self._make_shown(ad)
             token = self.tokens.sign(impression_id, shown.token_name, now)
             filled.append((shown.answer, impression_id, token))
             if len(slots) > 1:
@@ -271,7 +267,9 @@ class Delivery:
                 state.statistics.add_filled(slot.placement, 1, eligible.dropped)
                 if eligible is not case.eligible:
                     of_visitor = self._pack_visitor(case.facts, case.moment, eligible.excluded)
-            self._keep((shown.packed, of_visitor, network.field, user_field, chance, now, impression_id))
+            self._keep(
+                (self._of_table, shown.packed, of_visitor, network.field, user_field, chance, now, impression_id)
+            )
             if not profile.bot:
                 counters.count_impression(shown.delivered, case.moment.day, now)
                 if shown.campaign_key is not None:
@@ -393,6 +391,7 @@ class Delivery:
     def _use(self, table: AdTable) -> None:
         """Keep the cases of the placements that are the same in both tables."""
         before, self._table = self._table, table
+        self._of_table = self.queue.form.fields({"revision": table.revision})
         if before is None:
             return
         kept = []
@@ -450,19 +449,18 @@ class Delivery:
 
     def _make_shown(self, ad: Ad) -> Shown:
         assert self._table is not None
-        answer = compile_decision(ad.placement, ad.campaign.id, ad.creative, self._public_url)
+        answer = CompiledDecision(ad.placement, ad.campaign.id, ad.creative, self._public_url)
         packed = self.queue.form.fields(
             {
                 "placement": ad.placement.id,
                 "campaign": ad.campaign.id,
                 "creative": ad.creative.id,
-                "revision": self._table.revision,
                 "host": self.host,
             }
         )
         if len(self._shown) >= SHOWN_MAX:
             self._shown.popitem(last=False)
-        shown = self._shown[ad] = Shown(ad, answer, self.state.counters, self.tokens, packed, self._table.revision)
+        shown = self._shown[ad] = Shown(ad, answer, self.state.counters, self.tokens, packed)
         return shown
 
     def _pack_visitor(self, facts: Facts, moment: Moment, excluded: Mapping[str, str]) -> bytes:

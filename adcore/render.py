@@ -72,15 +72,19 @@ Pieces = tuple[object, ...]
 
 
 class CompiledDecision:
-    """The answers that show one creative in one placement, as pieces around what differs from time to
-    time."""
+    """The answers that show one creative in one placement, as pieces around what differs from time to time."""
 
-    __slots__ = ("_frame", "_json", "frame_headers")
+    __slots__ = ("_creative", "_frame", "_json", "_placement", "_public_url", "frame_headers")
 
-    def __init__(self, json_pieces: tuple[bytes, bytes, bytes, bytes], frame: Pieces, frame_headers: Headers) -> None:
-        self._json = json_pieces
-        self._frame = frame
-        self.frame_headers = frame_headers
+    def __init__(self, placement: Placement, campaign_id: str, creative: Creative, public_url: str) -> None:
+        """For `public_url` (no slash at its end; "" makes the links relative)."""
+        self._placement = placement
+        self._creative = creative
+        self._public_url = public_url
+        self._json = _json(placement, campaign_id, creative, public_url)
+        self.frame_headers = (("Content-Security-Policy", _policy(creative.format, public_url)), _REFERRER)
+        self._frame: Pieces = ()
+        """Empty until the first frame is asked for: it is five times as large, and sites use one or the other."""
 
     def json(self, impression_id: bytes, token: bytes) -> bytes:
         """The decision of the design, as compact JSON that may stand in a <script>."""
@@ -89,12 +93,16 @@ class CompiledDecision:
 
     def frame(self, impression_id: bytes, token: bytes) -> bytes:
         """An HTML document for an iframe, to be sent with `frame_headers`."""
+        if not self._frame:
+            self._frame = _frame(self._placement, self._creative, escape(self._public_url))
         varying = {_ID: impression_id.decode(), _TOKEN: token.decode()}
         return "".join([piece if isinstance(piece, str) else varying[piece] for piece in self._frame]).encode()
 
 
-def compile_decision(placement: Placement, campaign_id: str, creative: Creative, public_url: str) -> CompiledDecision:
-    """Compile for `public_url` (no slash at its end; "" makes the links relative)."""
+def _json(
+    placement: Placement, campaign_id: str, creative: Creative, public_url: str
+) -> tuple[bytes, bytes, bytes, bytes]:
+    """What goes before the impression id, before the two tokens, and after them."""
     static = {
         "placement": placement.id,
         "campaign": campaign_id,
@@ -106,20 +114,21 @@ def compile_decision(placement: Placement, campaign_id: str, creative: Creative,
             **_content(creative),
         },
     }
+    to_click, to_view = _links(public_url)
+    return b'{"impression_id":"', b'",' + json_for_script(static)[1:-1] + to_click, to_view, b'"}'
+
+
+@lru_cache(maxsize=4)
+def _links(public_url: str) -> tuple[bytes, bytes]:
     public = json_for_script(public_url)[1:-1]
+    return b',"click_url":"' + public + b"/v1/click?t=", b'","view_url":"' + public + b"/v1/view?t="
+
+
+@lru_cache(maxsize=16)
+def _policy(creative_format: str, public_url: str) -> str:
     here = urlsplit(public_url)
-    policy = _THEIRS if creative.format == "html" else _OURS
-    policy = policy.format(here=f" {here.scheme}://{here.netloc}" if public_url else "")
-    return CompiledDecision(
-        (
-            b'{"impression_id":"',
-            b'",' + json_for_script(static)[1:-1] + b',"click_url":"' + public + b"/v1/click?t=",
-            b'","view_url":"' + public + b"/v1/view?t=",
-            b'"}',
-        ),
-        _frame(placement, creative, escape(public_url)),
-        (("Content-Security-Policy", policy), _REFERRER),
-    )
+    policy = _THEIRS if creative_format == "html" else _OURS
+    return policy.format(here=f" {here.scheme}://{here.netloc}" if public_url else "")
 
 
 def empty_frame() -> tuple[bytes, Headers]:

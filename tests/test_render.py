@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adcore.core.inventory import Creative, Format, Placement, check_inventory
-from adcore.render import compile_decision, empty_frame, json_for_script, landing_location, tag_js
+from adcore.render import CompiledDecision, empty_frame, json_for_script, landing_location, tag_js
 
 ID = "0123456789abcdef" * 2
 TOKEN = "k1~a~token"
@@ -61,7 +61,7 @@ def creative(format: Format, **fields: Any) -> Creative:
 
 
 def shown(creative: Creative, public_url: str = "") -> Any:
-    return json.loads(compile_decision(TOP, "spring", creative, public_url).json(ID.encode(), TOKEN.encode()))
+    return json.loads(CompiledDecision(TOP, "spring", creative, public_url).json(ID.encode(), TOKEN.encode()))
 
 
 class Document(HTMLParser):
@@ -95,11 +95,11 @@ class Document(HTMLParser):
 
 
 def framed(creative: Creative, public_url: str = "") -> Document:
-    return Document(compile_decision(TOP, "spring", creative, public_url).frame(ID.encode(), TOKEN.encode()))
+    return Document(CompiledDecision(TOP, "spring", creative, public_url).frame(ID.encode(), TOKEN.encode()))
 
 
 def policy(creative: Creative, public_url: str = "") -> dict[str, list[str]]:
-    headers = dict(compile_decision(TOP, "spring", creative, public_url).frame_headers)
+    headers = dict(CompiledDecision(TOP, "spring", creative, public_url).frame_headers)
     return {name: values for name, *values in (part.split() for part in headers["Content-Security-Policy"].split("; "))}
 
 
@@ -143,7 +143,7 @@ def test_any_text_makes_json_that_may_stand_in_a_script(alt: str, html: str, tex
         (creative("html", html=html), {"html": html}),
         (creative("native", data={text: [text]}), {"data": {text: [text]}}),
     ):
-        body = compile_decision(TOP, "spring", one, "").json(ID.encode(), TOKEN.encode())
+        body = CompiledDecision(TOP, "spring", one, "").json(ID.encode(), TOKEN.encode())
         assert re.search(r"[<>&\u2028\u2029]", body.decode()) is None
         assert fields.items() <= json.loads(body)["creative"].items()
 
@@ -237,7 +237,7 @@ def test_the_policy_of_our_frames_allows_our_script_and_style_alone(format: Form
 def test_html_is_sent_as_it_is_into_a_sandbox() -> None:
     html = '<a href="{click_url}">a</a><script>open("{click_url}")</script>\x01{click}<!-- \x02 left open'
     one = creative("html", html=html, landing_url=None)
-    body = compile_decision(TOP, "spring", one, PUBLIC).frame(ID.encode(), TOKEN.encode()).decode()
+    body = CompiledDecision(TOP, "spring", one, PUBLIC).frame(ID.encode(), TOKEN.encode()).decode()
     click_url = f"{PUBLIC}/v1/click?t={TOKEN}"
     assert html.replace("{click_url}", click_url) + "</body></html>" in body
     assert body.index("IntersectionObserver") < body.index(html[:9]), "what is left open can swallow the beacon"

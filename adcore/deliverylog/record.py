@@ -116,9 +116,9 @@ def type_of(record: AnyRecord) -> str:
     return tag
 
 
-Impressed = tuple[bytes, bytes, bytes, bytes, float, float, bytes]
-"""An impression in parts. What many share is packed once, by `Form.fields`: that of the ad (AD_FIELDS), that of alike
-visitors (VISITOR_FIELDS), `ip`, and `user`. Then its chance, time, and id."""
+Impressed = tuple[bytes, bytes, bytes, bytes, bytes, float, float, bytes]
+"""An impression in parts. What many share is packed once, by `Form.fields`: that of the table (`revision`), that of the
+ad (AD_FIELDS), that of alike visitors (VISITOR_FIELDS), `ip`, and `user`. Then its chance, time, and id."""
 
 
 class Form(Protocol):
@@ -137,7 +137,7 @@ class Form(Protocol):
         ...
 
 
-AD_FIELDS = ("placement", "campaign", "creative", "revision", "host")
+AD_FIELDS = ("placement", "campaign", "creative", "host")
 VISITOR_FIELDS = (
     *("device", "os", "country", "languages", "keywords", "key_values", "ivt"),
     *("hour", "weekday", "excluded"),
@@ -158,7 +158,7 @@ class JsonForm:
         return _to_json(fields)[1:-1] + b","
 
     def impressions(self, impressions: Iterable[Impressed]) -> list[bytes]:
-        template = b'{"v":1,"type":"impression",%b%b%b%b"chance":%a,"time":%a,"id":"%b"}\n'
+        template = b'{"v":1,"type":"impression",%b%b%b%b%b"chance":%a,"time":%a,"id":"%b"}\n'
         return [template % impressed for impressed in impressions]
 
 
@@ -177,9 +177,9 @@ class MsgpackForm:
 
     def impressions(self, impressions: Iterable[Impressed]) -> list[bytes]:
         records = []
-        for of_ad, of_visitor, ip, user, chance, time, impression_id in impressions:
+        for of_table, of_ad, of_visitor, ip, user, chance, time, impression_id in impressions:
             numbers = _pack_numbers(b"\xa6chance\xcb", chance, b"\xa4time\xcb", time, b"\xa2id\xd9\x20")
-            payload = b"".join((_IMPRESSION, of_ad, of_visitor, ip, user, numbers, impression_id))
+            payload = b"".join((_IMPRESSION, of_table, of_ad, of_visitor, ip, user, numbers, impression_id))
             records.append(_pack_header(MAGIC, len(payload), crc32(payload)) + payload)
         return records
 

@@ -34,7 +34,7 @@ from adcore.http1.plain import PlainReader
 from adcore.http1.protocol import Http1Server, Limits
 from adcore.http1.request import Request, RequestParser
 from adcore.query import parse_query
-from adcore.render import compile_decision
+from adcore.render import CompiledDecision
 from adcore.server import impression_ids
 from adcore.state import State
 from adcore.tokens import KeyRing, Tokens
@@ -187,7 +187,7 @@ def decide_(parts: Parts) -> Stage:
 def render(parts: Parts) -> Stage:
     """The answer's bytes, given what was decided and signed."""
     ad = parts.table.placements[PLACEMENT].entrants[0].ads[0]
-    compiled = compile_decision(ad.placement, ad.campaign.id, ad.creative, parts.config.public_url)
+    compiled = CompiledDecision(ad.placement, ad.campaign.id, ad.creative, parts.config.public_url)
     impression_id = next(parts.ids)
     token = Tokens(parts.keyring, 1).sign(impression_id, Tokens.name(PLACEMENT, ad.creative.id), parts.moment.time)
     return Stage(lambda: compiled.json(impression_id, token))
@@ -206,14 +206,16 @@ def record(parts: Parts) -> Stage:
     form, append, commit = parts.queue.form, parts.queue.impressions.append, parts.queue.commit
     sample = parts.impression()
     values, impression_id = msgspec.structs.asdict(sample), sample.id.encode()
-    of_ad, of_visitor, ip, user = (
-        form.fields({name: values[name] for name in names}) for names in (AD_FIELDS, VISITOR_FIELDS, ["ip"], ["user"])
-    )
+    shared = [
+        form.fields({name: values[name] for name in names})
+        for names in (["revision"], AD_FIELDS, VISITOR_FIELDS, ["ip"], ["user"])
+    ]
 
+    of_table, of_ad, of_visitor, ip, user = shared
     turns = cycle([False] * (REQUESTS_PER_TURN - 1) + [True])
 
     def call() -> None:
-        append((of_ad, of_visitor, ip, user, sample.chance, sample.time, impression_id))
+        append((of_table, of_ad, of_visitor, ip, user, sample.chance, sample.time, impression_id))
         if next(turns):
             commit()
 

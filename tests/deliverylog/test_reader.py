@@ -72,10 +72,12 @@ def test_an_impression_packed_in_parts_is_the_same_record(record: Impression, na
     form = FORMS[name]
     record = msgspec.structs.replace(record, id="0123456789abcdef" * 2)
     values = msgspec.structs.asdict(record)
-    of_ad, of_visitor, ip, user = (
-        form.fields({name: values[name] for name in names}) for names in (AD_FIELDS, VISITOR_FIELDS, ["ip"], ["user"])
-    )
-    impressed = (of_ad, of_visitor, ip, user, record.chance, record.time, record.id.encode())
+    shared = [
+        form.fields({name: values[name] for name in names})
+        for names in (["revision"], AD_FIELDS, VISITOR_FIELDS, ["ip"], ["user"])
+    ]
+    of_table, of_ad, of_visitor, ip, user = shared
+    impressed = (of_table, of_ad, of_visitor, ip, user, record.chance, record.time, record.id.encode())
     (packed,) = form.impressions([impressed])
     assert read(packed) == [record]
 

@@ -473,7 +473,7 @@ async def _open(writer: LogWriter) -> None:
 
 def test_of_the_impressions_of_a_turn_the_first_ones_that_fit_are_taken() -> None:
     form = FORMS["json"]
-    parts = [(b'"a":1,', b"", b"", b"", 0.5, float(n), b"%032x" % n) for n in range(10)]
+    parts = [(b'"a":1,', b"", b"", b"", b"", 0.5, float(n), b"%032x" % n) for n in range(10)]
     sizes = [len(record) for record in form.impressions(parts)]
     queue = RecordQueue(sum(sizes[:7]) + 5, form)
     queue.impressions.extend(parts)

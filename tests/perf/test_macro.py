@@ -21,7 +21,7 @@ from adcore.core.adtable import build_table
 from adcore.core.calendar import Calendar
 from adcore.core.decision import Decision, decide
 from adcore.deliverylog.record import Impression, decode_payload
-from adcore.render import compile_decision
+from adcore.render import CompiledDecision
 from perf.macro import check, cpu, inventory, table, traffic
 from perf.macro.errors import Missing, RunError
 from perf.macro.golang import Go
@@ -255,7 +255,7 @@ def test_the_peers_answer_and_record_as_adcore_does(tmp_path: Path) -> None:
     campaign, creative = found
     placement = adtable.placements["top"].placement
     tokens = [decision[field].rpartition("?t=")[2] for field in ("click_url", "view_url")]
-    expected = compile_decision(placement, campaign.id, creative, "").json(record.id.encode(), tokens[0].encode())
+    expected = CompiledDecision(placement, campaign.id, creative, "").json(record.id.encode(), tokens[0].encode())
     assert answer == expected
 
 
