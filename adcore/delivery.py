@@ -205,7 +205,7 @@ class Delivery:
         visitor = query.visitor
         profile, network = self._who(request) if visitor is None else self._described(request, visitor)
         counts = request.line.method != b"HEAD"
-        request_number = _request_number(request)
+        request_number = _request_number(request) if b"x-request-id" in request.headers else None
 
         user, user_field = "", self._no_user
         history: History = ()
@@ -519,8 +519,8 @@ def _request_number(request: Request) -> int | None:
     Impression ids follow from it, so that a request that a proxy sends again gets the same ones, wherever it goes, and
     is counted once by whoever counts ids.
     """
-    text = request.headers.get(b"x-request-id")
-    if text is None or not request.trusted or len(text) != 32 or not text.isalnum():
+    text = request.headers[b"x-request-id"]
+    if not request.trusted or len(text) != 32 or not text.isalnum():
         return None
     try:
         return int(text, 16)

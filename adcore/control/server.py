@@ -39,17 +39,19 @@ class ControlServer:
             task.cancel()
 
     def _on_connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.get_running_loop().create_task(self._converse(reader, writer), name="control")
+        # The newcomer is told, and not who asks last of those that are there.
+        is_too_many = len(self._conversations) >= self.limits.connections
+        task = asyncio.get_running_loop().create_task(self._converse(reader, writer, is_too_many), name="control")
         self._conversations.add(task)
         task.add_done_callback(self._conversations.discard)
 
-    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, is_too_many: bool) -> None:
         peername = writer.get_extra_info("peername")
         parser = RequestParser(self.limits, peer=peername[0] if isinstance(peername, tuple) else "")
         try:
             async with asyncio.timeout(self.limits.request_s):
                 request = await self._read(reader, writer, parser)
-            if len(self._conversations) > self.limits.connections:
+            if is_too_many:
                 response = respond_error(503, f"{self.limits.connections} others are asking already")
             elif parser.refusal is not None:
                 response = respond_error(*parser.refusal)

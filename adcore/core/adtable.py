@@ -64,8 +64,6 @@ class Entrant(msgspec.Struct, frozen=True, eq=False, gc=False):
     def pick(self, draw: float) -> tuple[Ad, float]:
         """The ad at `draw`, a number in [0, 1), and the probability with which it is picked."""
         ads, bounds = self.ads, self.bounds
-        if len(ads) == 1:
-            return ads[0], 1.0
         # The last one has no upper bound, so that it takes a product that rounds up to the total itself.
         at = bisect_right(bounds, draw * bounds[-1], hi=len(ads) - 1)
         return ads[at], ads[at].creative.weight / bounds[-1]
@@ -93,38 +91,39 @@ class Drawing:
     In two steps, so that it is as long as there are campaigns, however many creatives they have.
     """
 
-    __slots__ = ("_bounds", "_entrants", "_positions", "dropped")
+    __slots__ = ("_bounds", "_entrants", "_total", "dropped")
 
-    def __init__(self, entrants: Sequence[Entrant], positions: Sequence[int], dropped: Dropped) -> None:
-        self._entrants = entrants
-        self._positions = array("L", positions)
-        """Of the entrants that take part."""
-        self._bounds = array("d", accumulate([entrants[position].campaign.weight for position in positions]))
-        """Of half-open intervals of [0, total)."""
+    def __init__(self, entrants: Iterable[Entrant], dropped: Dropped) -> None:
+        self._entrants = tuple(entrants)
+        bounds = array("d", accumulate([entrant.campaign.weight for entrant in self._entrants]))
+        self._total = bounds.pop()
+        self._bounds = bounds
+        """Of half-open intervals of [0, total). The last one has none, so that it takes what rounds up to the total."""
         self.dropped = dropped
 
     def __len__(self) -> int:
-        return len(self._positions)
+        return len(self._entrants)
 
     def pick(self, draw: float) -> tuple[Ad, float]:
         """The ad at `draw`, a number in [0, 1), and the probability with which it is picked."""
-        bounds = self._bounds
-        total = bounds[-1]
+        total = self._total
         point = draw * total
-        at = bisect_right(bounds, point, hi=len(bounds) - 1)
-        entrant = self._entrants[self._positions[at]]
+        at = bisect_right(self._bounds, point)
+        entrant = self._entrants[at]
         weight = entrant.campaign.weight
+        ads = entrant.ads
+        if len(ads) == 1:
+            return ads[0], weight / total
         # Where in the campaign's interval the point lies is as random as the point itself.
-        ad, chance = entrant.pick((point - bounds[at] + weight) / weight)
+        start = self._bounds[at - 1] if at else 0.0
+        ad, chance = entrant.pick((point - start) / weight)
         return ad, chance * weight / total
 
     def chances(self) -> Iterator[tuple[Ad, float]]:
         """Each ad, and the probability with which it is picked."""
-        total = self._bounds[-1]
-        for position in self._positions:
-            entrant = self._entrants[position]
+        for entrant in self._entrants:
             for ad in entrant.ads:
-                yield ad, ad.creative.weight / entrant.bounds[-1] * entrant.campaign.weight / total
+                yield ad, ad.creative.weight / entrant.bounds[-1] * entrant.campaign.weight / self._total
 
 
 class PlacementIndex:
@@ -258,7 +257,8 @@ class PlacementIndex:
             (Reason.LOWER_PRIORITY, (mask ^ live).bit_count()),
             (Reason.LOST_DRAW, live.bit_count() - 1),
         )
-        return Drawing(self.entrants, list(bits(live)), tuple(entry for entry in counts if entry[1]))
+        entrants = (self.entrants[position] for position in bits(live))
+        return Drawing(entrants, tuple(entry for entry in counts if entry[1]))
 
     def _find_window(self, time: float) -> Window:
         window_start, window_end = float("-inf"), float("inf")
