@@ -89,12 +89,19 @@ AGENTS = (
 )
 
 
+def test_a_long_way_through_proxies_is_read_but_not_remembered(tmp_path: Path) -> None:
+    process = Process(tmp_path, campaign("a"))
+    process.ask(X_Forwarded_For=", ".join(["203.0.113.9"] * 200 + ["198.51.100.7"]))
+    assert [record.ip for record in process.records()] == ["198.51.100.0"]
+    assert process.handlers.delivery._nearest_stranger.cache_info().currsize == 0
+
+
 def test_forgetting_changes_no_answer_and_no_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same requests to a process that remembers, and to one that must forget all the time."""
     outcomes = []
     for bound in (None, 2):
         if bound is not None:
-            for name in ("PROFILES_MAX", "NETWORKS_MAX", "CASES_MAX"):
+            for name in ("PROFILES_MAX", "NETWORKS_MAX", "CASES_MAX", "FORWARDED_MAX"):
                 monkeypatch.setattr(f"adcore.delivery.{name}", bound)
             for name in ("ASKED_MAX", "HEADS_MAX"):
                 monkeypatch.setattr(f"adcore.handlers.{name}", bound)
@@ -106,12 +113,13 @@ def test_forgetting_changes_no_answer_and_no_record(tmp_path: Path, monkeypatch:
                 User_Agent=AGENTS[number % 3],
                 Accept_Language=("ja", "de", "en")[number // 3 % 3],
                 X_Country=("JP", "DE", "")[number // 7 % 3],
-                X_Real_IP=f"198.51.{number % 11}.7",
+                **{("X_Real_IP", "X_Forwarded_For")[number // 2 % 2]: f"198.51.{number % 11}.7"},
                 Cookie="theme=dark",
             )
             for number in range(600)
         ]
         delivery = process.handlers.delivery
+        assert (delivery._nearest_stranger.cache_info().currsize == 11) == (bound is None)
         kept = (delivery._profiles, delivery._profiles_by_values, delivery._networks, process.handlers._asked)
         if bound is not None:
             assert all(len(memory) <= bound for memory in kept)
