@@ -440,8 +440,8 @@ class Server:
         loop.add_signal_handler(signal.SIGUSR1, lambda: self.writer.reopen())
         if self.parent is not None:
             loop.add_reader(self.parent, self._on_parent_gone)
-            # It started this process with these signals held back, so that none ended it before now.
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_BACK)
+        # The command line, and a worker's parent, have held them back, so that none ended this process before now.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_BACK)
 
     def _on_term(self) -> None:
         if self.told_to_stop:

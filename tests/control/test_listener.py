@@ -283,8 +283,15 @@ def test_several_workers_are_all_reported(source: str, tmp_path: Path) -> None:
             found = samples(text)
             assert found["adcore_decisions_filled_total"] == {("1",): 2, ("2",): 5}
             assert found["adcore_worker_up"] == {("1",): 1, ("2",): 1}
-            golang = ask(address, "/status?format=golang-stats").json()["workers"]
-            assert list(golang[1])[4:] == GOLANG_KEYS
+            golang = ask(address, "/status?format=golang-stats").json()
+            assert list(golang) == [*GOLANG_KEYS, "workers", "parent"]
+            first, second = golang["workers"]
+            assert list(second)[4:] == GOLANG_KEYS
+            assert (golang["go_version"], golang["cpu_num"]) == (first["go_version"], first["cpu_num"])
+            assert (golang["gomaxprocs"], golang["memory_alloc"]) == (2, None)
+            for key in ("goroutine_num", "heap_objects", "gc_num", "gc_per_second", "gc_pause"):
+                assert golang[key] == first[key] + second[key]
+            assert golang["gc_last"] == max(first["gc_last"], second["gc_last"])
             assert ask(address, "/explain?placement=side&worker=2").json()["placement"] == "side"
             assert ask(address, "/version").json() == ask(one.control, "/version").json()
             with load(two.address):
