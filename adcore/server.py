@@ -66,7 +66,7 @@ from adcore.sources.loader import Loader, Sources
 from adcore.sources.refresh import Refresher
 from adcore.state import State
 from adcore.tokens import KeyRing
-from adcore.version import git_revision
+from adcore.version import revision
 
 log = logging.getLogger("adcore")
 
@@ -340,7 +340,7 @@ class Server:
         runtime = self.runtime
         version = {
             "version": __version__,
-            "revision": git_revision() or "",
+            "revision": revision(),
             "python": platform.python_version(),
         }
         return ControlHandlers(

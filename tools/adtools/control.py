@@ -119,8 +119,8 @@ def ask_host(control: str, poller: str, **arguments: str) -> Host:
         except ControlError as error:
             answers.append({"number": unit, "error": str(error)})
         else:
-            for worker in status.get("workers", [{**status, "number": ""}]):
-                answers.append({**worker, "number": f"{worker['number']} {unit}".lstrip()})
+            workers = status.get("workers", [{**status, "number": "the one"}])
+            answers += [{**worker, "number": f"{worker['number']} of {unit}"} for worker in workers]
     return Host({"workers": answers})
 
 
