@@ -66,7 +66,7 @@ from adcore.sources.loader import Loader, Sources
 from adcore.sources.refresh import Refresher
 from adcore.state import State
 from adcore.tokens import KeyRing
-from adcore.version import git_revision
+from adcore.version import revision
 
 log = logging.getLogger("adcore")
 
@@ -340,7 +340,7 @@ class Server:
         runtime = self.runtime
         version = {
             "version": __version__,
-            "revision": git_revision() or "",
+            "revision": revision(),
             "python": platform.python_version(),
         }
         return ControlHandlers(
@@ -440,8 +440,8 @@ class Server:
         loop.add_signal_handler(signal.SIGUSR1, lambda: self.writer.reopen())
         if self.parent is not None:
             loop.add_reader(self.parent, self._on_parent_gone)
-            # It started this process with these signals held back, so that none ended it before now.
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_BACK)
+        # The command line, and a worker's parent, have held them back, so that none ended this process before now.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_BACK)
 
     def _on_term(self) -> None:
         if self.told_to_stop:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import signal
 import socket
@@ -275,6 +276,8 @@ class Parent:
             if not self._has_started:
                 return  # _first_start says what that means
             lived_s = 0.0
+        elif status in ENDED_WELL:
+            lived_s = math.inf  # somebody told it to end: it can live
         pause_s = self._backoffs[worker.number].after(lived_s)
         if self.current.get(worker.number) is worker:
             log.info("worker %d is started again in %.1f s", worker.number, pause_s)
@@ -350,6 +353,7 @@ class Parent:
         loop.add_signal_handler(signal.SIGINT, self._on_int)
         loop.add_signal_handler(signal.SIGHUP, self._rollover_wanted.set)
         loop.add_signal_handler(signal.SIGUSR1, self._on_usr1)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_BACK)
 
     def _on_term(self) -> None:
         if self._stopping.is_set():

@@ -169,7 +169,7 @@ def shipped_nginx_files(folder: Path, upstream: Path, edits: Mapping[str, str]) 
     """Copy tools/nginx to `folder`, edited as an operator edits them."""
     edits = {
         "unix:/run/adcore/ad.sock": f"unix:{upstream}",
-        "/var/cache/nginx/adcore": f"{folder}/cache",
+        "/var/lib/nginx/adcore": f"{folder}/cache",
         "/var/log/nginx/adcore.log adcore buffer=64k flush=5s": f"{folder}/access.log adcore",
         **edits,
     }

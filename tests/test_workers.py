@@ -142,6 +142,15 @@ def test_a_worker_that_cannot_live_is_started_less_and_less_often(tmp_path: Path
         assert server.stop() == 0
 
 
+def test_a_worker_that_was_told_to_end_comes_back_soon_however_often(tmp_path: Path) -> None:
+    with working(tmp_path) as server:
+        for count in range(1, 4):
+            os.kill(pids(server)[2], signal.SIGTERM)
+            wait_for(lambda: parent_status(server)["restarts"] == count and len(pids(server)) == 2)  # noqa: B023
+        assert server.errors.count("worker 2 is started again in 0.1 s") == 3
+        assert server.stop() == 0
+
+
 def test_pauses_double_up_to_a_bound_and_start_again_after_a_stable_life() -> None:
     backoff = Backoff()
     pauses = [backoff.after(0.0) for _ in range(12)]

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -176,7 +176,8 @@ def main() -> None:
         ask = msgspec.msgpack.decode(frame, type=Ask)
         if ask.compared is not None and not gives_way:
             # Without a table there are no requests to give way to.
-            os.nice(NICENESS)
+            with suppress(PermissionError):  # a sandbox may forbid it, and tables come all the same
+                os.nice(NICENESS)
             gives_way = True
         answer, parts = reader.look(ask)
         _write(outgoing, _encode(answer), *parts)

@@ -241,6 +241,20 @@ def test_a_server_whose_loader_is_killed_goes_on_and_takes_the_next_table(url: s
             wait_for(lambda revision=before: server.status()["table"]["revision"] > revision)
 
 
+def test_tables_come_where_priorities_are_forbidden(url: str, tmp_path: Path) -> None:
+    """As a filter of system calls does it: with EPERM."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os\ndef forbidden(n): raise PermissionError(1, 'Operation not permitted')\nos.nice = forbidden\n"
+    )
+    path = f"{tmp_path}{os.pathsep}{environment()['PYTHONPATH']}"
+    with serving(tmp_path / "state", "--source", url, "--refresh", "0.2", PYTHONPATH=path) as server:
+        before = server.status()["table"]["revision"]
+        apply(url, campaign("a"), campaign("d"))
+        wait_for(lambda: server.status()["table"]["revision"] > before, lambda: server.errors)
+        assert server.stop() == 0
+        assert "PermissionError" not in server.errors
+
+
 def test_no_answer_mixes_two_tables(url: str, tmp_path: Path) -> None:
     """Both campaigns of every revision carry the same mark; a page of both never shows two."""
 
