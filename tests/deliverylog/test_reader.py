@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adcore.deliverylog import reader
-from adcore.deliverylog.reader import Damage, open_log, read_records
+from adcore.deliverylog.reader import Damage, open_log, read_records, read_undamaged
 from adcore.deliverylog.record import (
     AD_FIELDS,
     FORMS,
@@ -18,6 +18,7 @@ from adcore.deliverylog.record import (
     VISITOR_FIELDS,
     AnyRecord,
     Click,
+    Form,
     Impression,
     RecordError,
     Unfilled,
@@ -203,3 +204,20 @@ def test_what_is_no_record_is_named(line: bytes, message: str) -> None:
 def test_fields_of_a_later_adcore_are_passed_over() -> None:
     line = FORMS["json"].encode(click(1)).replace(b'"v":1', b'"v":1,"later":[1]')
     assert RECORDS.line(line) == click(1)
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+@given(st.lists(ANY_RECORD, max_size=5), st.integers(0), st.integers(0, 255), st.booleans())
+def test_what_is_read_in_one_go_is_what_is_read_record_by_record(
+    form: Form, records: list[AnyRecord], place: int, byte: int, damaged: bool
+) -> None:
+    data = bytearray(b"".join(map(form.encode, records)))
+    if damaged and data:
+        data[place % len(data)] = byte
+        data = data[: len(data) - place % 3]
+    found, end = read_undamaged(bytes(data), RECORDS)
+    assert [*found, *(item for item in read(bytes(data[end:])) if not isinstance(item, Damage))] == [
+        item for item in read(bytes(data)) if not isinstance(item, Damage)
+    ]
+    if not damaged:
+        assert (found, end) == (records, len(data))

@@ -121,16 +121,16 @@ class Tail(Generic[T]):
         waiting = self._scan()
         try:
             while waiting:
-                log_file = waiting.pop(0)
+                log_file = waiting[0]
                 if sending is None:
                     batch = self._read(log_file)
                 else:
                     batch = self._read_again(log_file, sending) if log_file.identity == sending.identity else None
                 if batch is not None:
                     self._leave_current()
-                    self._current = log_file
+                    self._current = waiting.pop(0)
                     return batch
-                log_file.file.close()
+                waiting.pop(0).file.close()
                 if sending is None:
                     self._read_up[log_file.version] = log_file.identity
         finally:
@@ -153,16 +153,32 @@ class Tail(Generic[T]):
         self.positions.sending = None
         self.positions.save(durable=True)
 
+    def waiting_bytes(self) -> int | None:
+        """About how much there is to read; None with compressed files, which tell only when they are read."""
+        waiting = self._scan()
+        for log_file in waiting:
+            log_file.file.close()
+        marks = [self.positions.mark(log_file.identity) for log_file in waiting]
+        if any(log_file.is_packed and not mark.done for log_file, mark in zip(waiting, marks, strict=True)):
+            return None
+        return sum(max(0, log_file.version[2] - mark.offset) for log_file, mark in zip(waiting, marks, strict=True))
+
+    def is_there(self) -> bool:
+        """Whether there is a file of this family."""
+        return any(self._names.fullmatch(name) for name in self._list())
+
     # The files
+
+    def _list(self) -> list[str]:
+        try:
+            return os.listdir(self.path.parent)
+        except OSError as error:
+            raise TailError(f"cannot list {self.path.parent}: {error.strerror}") from error
 
     def _scan(self) -> list[LogFile]:
         """The files that may have something new, open, oldest first."""
-        try:
-            names = os.listdir(self.path.parent)
-        except OSError as error:
-            raise TailError(f"cannot list {self.path.parent}: {error.strerror}") from error
         found: dict[str, LogFile] = {}
-        for name in names:
+        for name in self._list():
             if (matched := self._names.fullmatch(name)) is None:
                 continue
             log_file = self._open(self.path.with_name(name), matched["number"] or "0")
