@@ -12,6 +12,8 @@ from datetime import date
 from itertools import islice
 from typing import NamedTuple
 
+import msgspec
+
 from adcore.core.calendar import Calendar
 from adcore.errors import AdcoreError
 from adcore.sources.sqlstore import Dialect
@@ -36,7 +38,7 @@ class Overtaken(AdcoreError):
     """Somebody else has counted the same stretch of a log."""
 
 
-class Event(NamedTuple):
+class Event(msgspec.Struct, frozen=True, gc=False):
     """A view or click, which counts once per window."""
 
     event: int
@@ -148,14 +150,19 @@ def _prune_events(db: Dialect, now: float, rows_max: int) -> None:
 
 def _delivered(results: Mapping[ResultKey, Sequence[int]], calendar: Calendar) -> dict[tuple[str, str], list[int]]:
     """Impressions and clicks by campaign and local day."""
+    days = {hour: day_of(hour, calendar) for hour in {hour for hour, *_ in results}}
     delivered: dict[tuple[str, str], list[int]] = {}
     for (hour, _, campaign, *_), numbers in results.items():
         if numbers[IMPRESSIONS] or numbers[CLICKS]:
-            day = date.fromordinal(calendar.moment(hour).day).isoformat()
-            sums = delivered.setdefault((campaign, day), [0, 0])
+            sums = delivered.setdefault((campaign, days[hour]), [0, 0])
             sums[0] += numbers[IMPRESSIONS]
             sums[1] += numbers[CLICKS]
     return delivered
+
+
+def day_of(hour: int, calendar: Calendar) -> str:
+    """The local date, as the tables have it."""
+    return date.fromordinal(calendar.moment(hour).day).isoformat()
 
 
 def _add(

@@ -74,6 +74,8 @@ class CountedUnfilled(Counted, tag="unfilled", frozen=True, gc=False):
 AnyCounted = CountedImpression | CountedView | CountedClick | CountedUnfilled
 COUNTED: Decoder[AnyCounted] = Decoder(AnyCounted)
 
+# Of what tells an event from others. A robot's click must not hide the visitor's own.
+_PREFIXES = {(column, ivt): b"%d %d " % (column, ivt) for column in (VIEWS, CLICKS) for ivt in (False, True)}
 _Row = tuple[int, bool, str, str, str, str, str, str]
 _row_of: Callable[[AnyCounted], _Row] = attrgetter(
     "column", "ivt", "placement", "campaign", "creative", "device", "country", "reason"
@@ -117,11 +119,10 @@ class Aggregator:
                 self._add_event(hour, record)
 
     def _add_event(self, hour: int, record: AnyCounted) -> None:
-        # A robot's click must not hide the visitor's own.
-        name = b"%d %d %b" % (record.column, record.ivt, record.id.encode())
+        name = _PREFIXES[record.column, record.ivt] + record.id.encode()
         self.tally.events.append(
             Event(
-                int.from_bytes(blake2b(name, digest_size=8).digest(), signed=True),
+                int.from_bytes(blake2b(name, digest_size=8).digest(), "big", signed=True),
                 record.time,
                 (hour, record.placement, record.campaign, record.creative, record.device, record.country),
                 IVT if record.ivt else record.column,
