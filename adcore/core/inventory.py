@@ -380,6 +380,10 @@ def _normalise(targeting: Targeting) -> Targeting:
     )
 
 
+# msgspec encodes a text that it holds against names, which half a surrogate pair does not survive.
+_UNFIT = (msgspec.ValidationError, UnicodeEncodeError)
+
+
 def _unique(values: Iterable[_Item]) -> tuple[_Item, ...]:
     return tuple(dict.fromkeys(values))
 
@@ -388,7 +392,10 @@ def _plain_creative(fields: Mapping[Any, Any]) -> Creative | None:
     """A creative with no fault and nothing in it that needs a closer look; most are, and this takes a tenth."""
     try:
         creative = msgspec.convert(fields, Creative)
-    except msgspec.ValidationError:
+    except (
+        msgspec.ValidationError,
+        UnicodeEncodeError,
+    ):  # the latter for the name of a field, of half a surrogate pair
         return None
     if creative.html is not None or creative.data is not None:
         return None
@@ -539,7 +546,7 @@ class _Row:
         """`value` as the type `wanted`, or _BAD after each part of it that is wrong has been refused."""
         try:
             return msgspec.convert(value, wanted)
-        except msgspec.ValidationError:
+        except _UNFIT:
             pass
         count = len(self.problems)
         plain = _plain(wanted)

@@ -409,6 +409,23 @@ def test_a_message_is_one_clean_line_whatever_was_sent() -> None:
         assert len(str(problem)) < 600
 
 
+def test_half_a_surrogate_pair_is_an_error_wherever_it_stands() -> None:
+    """JSON can write it, and so can a file that `adctl apply` reads."""
+    half = "\ud800"
+    for row in (
+        campaign(priority=half),
+        campaign(**{half: 1}),
+        campaign(targeting={half: ["x"]}),
+        campaign(creatives=[creative(format=half)]),
+        campaign(creatives=[creative(**{half: 1})]),
+    ):
+        _, problems = check_inventory(
+            {"placements": [{"id": "p", "width": 1, "height": 1, half: 1}], "campaigns": [row]}
+        )
+        assert len(problems) > 1
+        assert all(str(problem).isprintable() for problem in problems)
+
+
 # Out and back
 
 
