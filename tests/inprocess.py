@@ -13,6 +13,7 @@ from adcore.delivery import Delivery
 from adcore.deliverylog.queue import RecordQueue
 from adcore.deliverylog.reader import Damage, read_records
 from adcore.deliverylog.record import FORMS, Impression, Unfilled
+from adcore.followed import Followed
 from adcore.handlers import Handlers
 from adcore.http1.plain import PlainReader
 from adcore.http1.request import Limits, Request
@@ -31,7 +32,7 @@ class Process:
         self, tmp_path: Path, *campaigns: dict[str, Any], trusted: bool = True, keyring: KeyRing = KEYRING
     ) -> None:
         self.calendar = Calendar(load_config().time_zone)
-        self.state = State(Counters(self.calendar), 3600.0)
+        self.state = State(Counters(self.calendar), Followed.in_memory(3600.0), Followed.in_memory(3600.0))
         self.queue = RecordQueue(1 << 30, FORMS["msgpack"])
         numbers = count(1)
         # Two processes draw alike.
