@@ -649,4 +649,5 @@ def _shown(value: object) -> str:
 
 def _did_you_mean(name: object, known: Iterable[str]) -> str:
     close = get_close_matches(name, known, 1) if isinstance(name, str) and len(name) <= 64 else []
-    return f"; did you mean {close[0]}?" if close else ""
+    # What is close may be as bad as the name itself, such as a placement's id that was refused.
+    return f"; did you mean {_shown(close[0])[1:-1]}?" if close else ""

@@ -404,7 +404,11 @@ def test_messages_name_the_row_and_the_fix() -> None:
 def test_a_message_is_one_clean_line_whatever_was_sent() -> None:
     hostile = "\x1b[31m\r\n" + "x" * 5000
     row = campaign(id=hostile, creatives=[creative(id=hostile, **{hostile: 1})], **{"b\n": 1})
-    for problem in check_inventory(document(row))[1]:
+    nearly = {
+        "placements": [{"id": "side\x1b", "width": 1, "height": 1}],
+        "campaigns": [campaign(targeting={"placements": ["side"]})],
+    }
+    for problem in (*check_inventory(document(row))[1], *check_inventory(nearly)[1]):
         assert str(problem).isprintable(), problem
         assert len(str(problem)) < 600
 
