@@ -41,6 +41,7 @@ from adcore.deliverylog.record import FORMS
 from adcore.deliverylog.spool import Spool, take_over
 from adcore.deliverylog.writer import LogWriter
 from adcore.errors import AdcoreError, SourceError, StartError
+from adcore.followed import Followed
 from adcore.geoip import CountryDatabase
 from adcore.handlers import Handlers
 from adcore.http1.protocol import Handler, Http1Server, Limits
@@ -59,7 +60,7 @@ from adcore.listen import (
 from adcore.notify import Notifier
 from adcore.pidfile import PidFile
 from adcore.seat import HELD_BACK, READY, Seat, control_path
-from adcore.settings import COUNTS_FILE, LAST_GOOD_FILE
+from adcore.settings import COUNTS_FILE, FOLLOWED_FILES, LAST_GOOD_FILE
 from adcore.sources import open_store
 from adcore.sources.lastgood import LastGood
 from adcore.sources.loader import Loader, Sources
@@ -149,7 +150,6 @@ class Server:
         self.reload_error: str | None = None
         self._sharing: asyncio.Task[None] | None = None
         self.calendar = Calendar(config.time_zone)
-        self.state = State(Counters(self.calendar), config.click_window)
         self.ids = impression_ids()
 
     async def run(self) -> int:
@@ -168,6 +168,10 @@ class Server:
             control_listener = open_control_listener(config, self.seat)
             if control_listener is not None:
                 on_exit.callback(control_listener.close)
+            clicks, views = (Followed.open(config.spool_dir / name, config.click_window) for name in FOLLOWED_FILES)
+            on_exit.callback(clicks.close)
+            on_exit.callback(views.close)
+            self.state = State(Counters(self.calendar), clicks, views)
             self.counter_file = CounterFile(config.state_dir / COUNTS_FILE)
             on_exit.callback(self.counter_file.close)
             self.counter_file.lock()

@@ -26,6 +26,8 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 # What the server keeps in its state directory besides what settings name.
 COUNTS_FILE = "counts.json"
 LAST_GOOD_FILE = "last-good.rows"
+# In --spool-dir, of clicks and of views.
+FOLLOWED_FILES = ("clicks.followed", "views.followed")
 
 MASKED = "***"  # stands for a password in what --print-config prints; never accepted as one
 

@@ -148,6 +148,27 @@ def serving(
             server.process.wait()
 
 
+# Where a listening socket can come from.
+KINDS = ("unix", "tcp", "fd")
+
+
+@contextmanager
+def serving_over(kind: str, state: Path, *args: str) -> Iterator[Adcore]:
+    """`serving` on a socket of this kind: a unix path, TCP, or a descriptor that it inherits."""
+    if kind == "unix":
+        with serving(state, *args) as server:
+            yield server
+        return
+    with socket.create_server(("127.0.0.1", 0), backlog=1024) as sock:
+        address = f"127.0.0.1:{sock.getsockname()[1]}"
+        if kind == "fd":
+            with serving(state, *args, "--fd", str(sock.fileno()), pass_fds=(sock.fileno(),), address=address) as s:
+                yield s
+            return
+    with serving(state, *args, "--port", address.rpartition(":")[2], address=address) as server:
+        yield server
+
+
 def adctl(*args: str, stdin: str = "", **variables: str) -> "subprocess.CompletedProcess[str]":
     """Run adctl to its end."""
     return subprocess.run(

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from adcore.workers import RESTART_PAUSE_MAX_S, RESTART_PAUSE_MIN_S, STABLE_S, Backoff, describe_end
-from tests.chaos.restarts import KINDS, pids, restart
+from tests.chaos.restarts import pids, restart
 from tests.inventories import campaign, document
 from tests.load import WRONG, Load
-from tests.process import PATIENCE_S, Adcore, Connection, adctl, ask, environment, serving, wait_for
+from tests.process import KINDS, PATIENCE_S, Adcore, Connection, adctl, ask, environment, serving, wait_for
 
 
 def flawless(load: Load, records: list[dict[str, Any]]) -> bool:

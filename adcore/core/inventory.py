@@ -380,6 +380,10 @@ def _normalise(targeting: Targeting) -> Targeting:
     )
 
 
+# msgspec encodes a text that it holds against names, which half a surrogate pair does not survive.
+_UNFIT = (msgspec.ValidationError, UnicodeEncodeError)
+
+
 def _unique(values: Iterable[_Item]) -> tuple[_Item, ...]:
     return tuple(dict.fromkeys(values))
 
@@ -388,7 +392,10 @@ def _plain_creative(fields: Mapping[Any, Any]) -> Creative | None:
     """A creative with no fault and nothing in it that needs a closer look; most are, and this takes a tenth."""
     try:
         creative = msgspec.convert(fields, Creative)
-    except msgspec.ValidationError:
+    except (
+        msgspec.ValidationError,
+        UnicodeEncodeError,
+    ):  # the latter for the name of a field, of half a surrogate pair
         return None
     if creative.html is not None or creative.data is not None:
         return None
@@ -539,7 +546,7 @@ class _Row:
         """`value` as the type `wanted`, or _BAD after each part of it that is wrong has been refused."""
         try:
             return msgspec.convert(value, wanted)
-        except msgspec.ValidationError:
+        except _UNFIT:
             pass
         count = len(self.problems)
         plain = _plain(wanted)
@@ -642,4 +649,5 @@ def _shown(value: object) -> str:
 
 def _did_you_mean(name: object, known: Iterable[str]) -> str:
     close = get_close_matches(name, known, 1) if isinstance(name, str) and len(name) <= 64 else []
-    return f"; did you mean {close[0]}?" if close else ""
+    # What is close may be as bad as the name itself, such as a placement's id that was refused.
+    return f"; did you mean {_shown(close[0])[1:-1]}?" if close else ""

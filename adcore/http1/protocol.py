@@ -441,7 +441,7 @@ class Http1Protocol(asyncio.Protocol):
         elif not self._write_paused and (out or self._parser.begun):
             self._wait_for_request()
         elif not self._write_paused:
-            self._at_start = True
+            self._at_start = not self._parser.is_within_line_end
 
     def _answer(self, data: bytes, out: list[bytes]) -> Phase | None:
         """Put the answers to the requests that `data` completes into `out`; how the connection ends after them."""
@@ -533,7 +533,7 @@ class Http1Protocol(asyncio.Protocol):
         """Wait for the next request, or for the rest of one."""
         limits = self._server.limits
         if not self._parser.begun:
-            self._at_start = not self._write_paused
+            self._at_start = not (self._write_paused or self._parser.is_within_line_end)
             self._reads_request = False
             self._set_deadline(limits.idle_s)
         elif not self._reads_request:

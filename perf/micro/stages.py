@@ -29,6 +29,7 @@ from adcore.deliverylog.reader import read_records
 from adcore.deliverylog.record import AD_FIELDS, FORMS, VISITOR_FIELDS, Impression
 from adcore.deliverylog.spool import Spool
 from adcore.deliverylog.writer import LogWriter
+from adcore.followed import Followed
 from adcore.handlers import Handlers
 from adcore.http1.plain import PlainReader
 from adcore.http1.protocol import Http1Server, Limits
@@ -89,7 +90,8 @@ class Parts:
         self.clock = clock
         self.calendar = Calendar(config.time_zone)
         self.moment = self.calendar.moment(clock())
-        self.state = State(Counters(self.calendar), config.click_window)
+        clicks, views = (Followed.in_memory(config.click_window) for _ in range(2))
+        self.state = State(Counters(self.calendar), clicks, views)
         self.table = build_table(document(CANDIDATES, frequency_cap=frequency_cap), revision=1)
         assert not self.table.rejected
         self.state.use(self.table, self.moment)

@@ -160,6 +160,25 @@ def test_a_rule_above_llhttp(raw: bytes, expected: int) -> None:
             assert connection.requests == []
 
 
+@pytest.mark.parametrize(
+    ("first", "between", "expected"),
+    [
+        *((GET + b"\r\n", lines, 200) for lines in (b"", b"\r\n", b"\r\n\r\n")),
+        *((POST + b"Content-Length: 2\r\n\r\nh\r", lines, 200) for lines in (b"", b"\r\n", b"\r\n\r\n")),
+        (GET + b"\r\n", b"\r", 400),
+        (GET + b"\r\n", b"\r\n\r", 400),
+    ],
+)
+def test_empty_lines_between_requests_may_come_in_pieces(first: bytes, between: bytes, expected: int) -> None:
+    """RFC 9112 2.2; and a CR alone is none of them, however it comes."""
+    raw = first + between + GET + b"\r\n"
+    for cuts in ([], [len(first) + 1], [len(first), len(first) + 1], list(range(len(raw)))):
+        connection = Connection()
+        connection.receive(*(raw[a:b] for a, b in pairwise([0, *cuts, len(raw)])))
+        assert statuses(connection.written) == [200, expected], cuts
+        assert [request.path for request in connection.requests] == [b"/p"] * (2 if expected == 200 else 1)
+
+
 def test_one_read_is_answered_in_order_with_one_write() -> None:
     connection = Connection()
     written = connection.receive(b"".join(b"GET /%d HTTP/1.1\r\nHost: a\r\n\r\n" % n for n in range(200)))
