@@ -29,20 +29,21 @@ class Outcome(NamedTuple):
 
 
 @contextmanager
-def server_on(kind: str, folder: Path) -> Iterator[Adcore]:
+def server_on(kind: str, folder: Path, *more: str, **variables: str) -> Iterator[Adcore]:
     """A server with several workers that listens on a socket of this kind."""
-    args = ["--workers", str(WORKERS), "--graceful-timeout", "20"]
+    args = ["--workers", str(WORKERS), "--graceful-timeout", "20", *more]
     if kind == "unix":
-        with serving(folder, *args) as server:
+        with serving(folder, *args, **variables) as server:
             yield server
         return
     with socket.create_server(("127.0.0.1", 0)) as sock:
         address = f"127.0.0.1:{sock.getsockname()[1]}"
         if kind == "fd":
-            with serving(folder, *args, "--fd", str(sock.fileno()), pass_fds=(sock.fileno(),), address=address) as s:
-                yield s
+            args += ["--fd", str(sock.fileno())]
+            with serving(folder, *args, pass_fds=(sock.fileno(),), address=address, **variables) as server:
+                yield server
             return
-    with serving(folder, *args, "--port", address.rpartition(":")[2], address=address) as server:
+    with serving(folder, *args, "--port", address.rpartition(":")[2], address=address, **variables) as server:
         yield server
 
 
