@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tests.load import WRONG, Load, read_log
 from tests.process import Adcore, serving, wait_for
@@ -29,7 +29,7 @@ class Outcome(NamedTuple):
 
 
 @contextmanager
-def server_on(kind: str, folder: Path, *more: str, **variables: str) -> Iterator[Adcore]:
+def server_on(kind: str, folder: Path, *more: str, **variables: Any) -> Iterator[Adcore]:
     """A server with several workers that listens on a socket of this kind."""
     args = ["--workers", str(WORKERS), "--graceful-timeout", "20", *more]
     if kind == "unix":
