@@ -66,6 +66,9 @@ class Load:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def end(self) -> None:
         self._ending.set()
         for thread in self._threads:
             thread.join(2 * PATIENCE_S)
