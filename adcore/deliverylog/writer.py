@@ -283,7 +283,8 @@ class LogWriter:
         rest: list[Batch] = []
         for kind, lengths, data in self._taken:
             whole = size = 0
-            while whole < len(lengths) and start + lengths[whole] <= self._offset:
+            # Behind the record under way there is nothing that was written, however short it is.
+            while not rest and whole < len(lengths) and start + lengths[whole] <= self._offset:
                 start += lengths[whole]
                 size += lengths[whole]
                 whole += 1

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from adcore.deliverylog.queue import RecordQueue
@@ -141,6 +142,34 @@ def test_a_write_may_stop_at_any_byte(tmp_path: Path, form: str) -> None:
     for stop in range(1, size):
         run(main(stop))
         assert read(tmp_path / str(stop)) == records
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_record_torn_at_any_byte_takes_no_shorter_one_behind_it_along(tmp_path: Path, form: str) -> None:
+    records = [msgspec.structs.replace(click(1), campaign="long" * 16), click(2), view(3)]
+    theirs = FORMS[form].encode(view(99))
+
+    async def main(stop: int) -> None:
+        path = tmp_path / str(stop)
+        first = [stop]
+
+        def write(fd: int, data: bytes) -> int:
+            if not first:
+                return os.write(fd, data)
+            written = os.write(fd, data[: first.pop()])
+            with path.open("ab") as file:
+                file.write(theirs)
+            return written
+
+        async with Running(path, form, write=write) as log:
+            for one in records:
+                log.queue.put(one)
+        assert log.writer.written == Counter(click=2, view=1)
+        found = [one for one in read(path) if not isinstance(one, Damage)]
+        assert sorted(found, key=lambda one: one.time) == [*records, view(99)]
+
+    for stop in range(1, sum(len(FORMS[form].encode(one)) for one in records)):
+        run(main(stop))
 
 
 @pytest.mark.parametrize("form", FORMATS)
