@@ -153,19 +153,21 @@ KINDS = ("unix", "tcp", "fd")
 
 
 @contextmanager
-def serving_over(kind: str, state: Path, *args: str) -> Iterator[Adcore]:
+def serving_over(kind: str, state: Path, *args: str, **variables: Any) -> Iterator[Adcore]:
     """`serving` on a socket of this kind: a unix path, TCP, or a descriptor that it inherits."""
     if kind == "unix":
-        with serving(state, *args) as server:
+        with serving(state, *args, **variables) as server:
             yield server
         return
     with socket.create_server(("127.0.0.1", 0), backlog=1024) as sock:
         address = f"127.0.0.1:{sock.getsockname()[1]}"
         if kind == "fd":
-            with serving(state, *args, "--fd", str(sock.fileno()), pass_fds=(sock.fileno(),), address=address) as s:
+            with serving(
+                state, *args, "--fd", str(sock.fileno()), pass_fds=(sock.fileno(),), address=address, **variables
+            ) as s:
                 yield s
             return
-    with serving(state, *args, "--port", address.rpartition(":")[2], address=address) as server:
+    with serving(state, *args, "--port", address.rpartition(":")[2], address=address, **variables) as server:
         yield server
 
 

@@ -91,6 +91,7 @@ class Refresher:
         interval_s: float,
         uniform: Callable[[], float],
         clock_wall: Callable[[], float] = time.time,
+        clock_monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.interval_s = interval_s
         self._looker = looker
@@ -98,6 +99,7 @@ class Refresher:
         self._use = use
         self._uniform = uniform
         self._clock = clock_wall
+        self._clock_monotonic = clock_monotonic
         self._thread = BackgroundThread("refresh")
         self._wanted = asyncio.Event()
         self._first_look: asyncio.Task[None] | None = None
@@ -110,8 +112,8 @@ class Refresher:
         """What the table in use was made of."""
         self._refused = b""
         self.refused: str | None = None
-        self.table_wall: float | None = None
-        """When the table was last known to be what the source has."""
+        self.table_monotonic: float | None = None
+        """When the source was last asked and had nothing newer than the table."""
         self.looks = 0
         """How often it has looked whether there is something new."""
         self.loads: Counter[str] = Counter()
@@ -124,7 +126,8 @@ class Refresher:
         if kept is None:
             await self._refresh()
             return self._served is not None
-        self._table, self._known, self._served, self.table_wall = kept
+        self._table, self._known, self._served, kept_wall = kept
+        self.table_monotonic = self._clock_monotonic() - max(0.0, self._clock() - kept_wall)
         finish(self._use(self._table))
         self.loads["disk"] += 1
         # The listener is not open yet, so the loop has nothing better to do; but the sources may be far away.
@@ -162,7 +165,7 @@ class Refresher:
             "looks": self.looks,
             "loads": dict(self.loads),
             "refused": self.refused,
-            "age_s": None if self.table_wall is None else max(0.0, self._clock() - self.table_wall),
+            "age_s": None if self.table_monotonic is None else self._clock_monotonic() - self.table_monotonic,
         }
 
     async def _in_thread(self, function: Callable[[], R]) -> R:
@@ -178,16 +181,19 @@ class Refresher:
             self._refused,
             self._known,
         )
+        # What a slow source answers may be as old as the question.
+        asked_monotonic = self._clock_monotonic()
         try:
             answer, parts = await self._in_thread(lambda: self._looker.look(ask))
             self._note(answer.notes)
             if answer.fresh:
-                self.table_wall = self._clock()
+                self.table_monotonic = asked_monotonic
             if answer.why is not None:
                 log.warning("%s", answer.why)
                 self._refused, self.refused = answer.refused, answer.why
             if answer.offer is not None:
                 await self._take(answer.offer, parts)
+                self.table_monotonic = asked_monotonic
                 self._note(await self._in_thread(self._looker.keep))
         except LoaderError as error:
             log.error("%s", error)
@@ -204,7 +210,6 @@ class Refresher:
         before, self._table = self._table, table
         self._known, self._served = offer.known, offer.revision
         self._refused, self.refused = b"", None
-        self.table_wall = self._clock()
         self.loads[offer.origin] += 1
         leftovers = let_go(before, table)
         del before

@@ -9,8 +9,9 @@ import os
 import signal
 import sys
 import tempfile
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tests.load import WRONG, Load, read_log
 from tests.process import KINDS, Adcore, serving_over, wait_for
@@ -24,6 +25,11 @@ class Outcome(NamedTuple):
     problems: list[str]
 
 
+def server_on(kind: str, folder: Path, *more: str, **variables: Any) -> AbstractContextManager[Adcore]:
+    """A server with several workers that listens on a socket of this kind."""
+    return serving_over(kind, folder, "--workers", str(WORKERS), "--graceful-timeout", "20", *more, **variables)
+
+
 def pids(server: Adcore) -> dict[int, int]:
     """The pid of each number's worker that serves."""
     return {one["number"]: one["pid"] for one in server.status()["workers"] if one["state"] == "serving"}
@@ -31,7 +37,7 @@ def pids(server: Adcore) -> dict[int, int]:
 
 def restart(kind: str, folder: Path, count: int) -> Outcome:
     """Replace at least `count` workers under load."""
-    with serving_over(kind, folder, "--workers", str(WORKERS), "--graceful-timeout", "20") as server:
+    with server_on(kind, folder) as server:
         wait_for(lambda: len(pids(server)) == WORKERS)
         replaced = turn = 0
         with Load(server.address) as load:

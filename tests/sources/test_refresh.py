@@ -114,6 +114,7 @@ class Process:
     def __init__(self, store: FakeStore, snapshot: FakeSnapshot | None, path: Path, interval_s: float = 5.0) -> None:
         self.table: AdTable | None = None
         self.now = 1000.0
+        self.clock_ahead_s = 0.0
         last_good = LastGood(path)
         labels = {"store": "store", **({"snapshot": "memcached"} if snapshot else {}), "disk": last_good.label}
         self.refresher = Refresher(
@@ -123,7 +124,8 @@ class Process:
             use=self.use,
             interval_s=interval_s,
             uniform=lambda: 0.5,
-            clock_wall=lambda: self.now,
+            clock_wall=lambda: self.now + self.clock_ahead_s,
+            clock_monotonic=lambda: self.now,
         )
 
     def use(self, table: AdTable) -> Steps[None]:
@@ -363,6 +365,37 @@ def test_the_age_grows_only_while_the_store_is_away(tmp_path: Path) -> None:
             ages.append(process.refresher.status()["age_s"])
         assert ages == [0, 0, 10, 20, 0]
         assert process.refresher.healths["store"].ok
+
+    run(main)
+
+
+@pytest.mark.parametrize("step_s", [-3600.0, 3600.0])
+def test_a_clock_that_steps_makes_no_table_older_or_younger(tmp_path: Path, step_s: float) -> None:
+    async def main() -> None:
+        store = FakeStore()
+        process = Process(store, None, tmp_path / "a")
+        await process.look()
+        store.away = True
+        process.now += 7
+        process.clock_ahead_s = step_s
+        await process.look()
+        assert process.refresher.status()["age_s"] == 7
+
+    run(main)
+
+
+def test_an_answer_is_as_old_as_its_question(tmp_path: Path) -> None:
+    async def main() -> None:
+        store = FakeStore()
+        process = Process(store, None, tmp_path / "a")
+
+        def take_time() -> None:
+            process.now += 8
+
+        store.on_revision = take_time
+        for _ in range(2):
+            await process.look()
+            assert process.refresher.status()["age_s"] == 8
 
     run(main)
 
