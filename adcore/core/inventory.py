@@ -380,7 +380,7 @@ def _normalise(targeting: Targeting) -> Targeting:
     )
 
 
-# msgspec encodes a text that it holds against names, which half a surrogate pair does not survive.
+# msgspec encodes a text, or a field's name, that it holds against names: half a surrogate pair does not survive that.
 _UNFIT = (msgspec.ValidationError, UnicodeEncodeError)
 
 
@@ -392,10 +392,7 @@ def _plain_creative(fields: Mapping[Any, Any]) -> Creative | None:
     """A creative with no fault and nothing in it that needs a closer look; most are, and this takes a tenth."""
     try:
         creative = msgspec.convert(fields, Creative)
-    except (
-        msgspec.ValidationError,
-        UnicodeEncodeError,
-    ):  # the latter for the name of a field, of half a surrogate pair
+    except _UNFIT:
         return None
     if creative.html is not None or creative.data is not None:
         return None
