@@ -73,6 +73,7 @@ class Config:
     click_window: float
     cookie_secure: bool
     cors_origins: tuple[str, ...]
+    demo: bool
 
     log: Path
     log_format: Literal["msgpack", "json"]

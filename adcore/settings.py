@@ -440,6 +440,13 @@ SECTIONS: dict[str, tuple[Setting, ...]] = {
             "origins whose pages may read answers from another host",
             "a tag on https://www.example.com asks https://ads.example.net: the browser wants to know",
         ),
+        Setting(
+            "demo",
+            BOOLEAN,
+            False,
+            "serve a sample site with ads on /",
+            "for the first look, with the sample inventory; the page shows this process's counts to everybody",
+        ),
     ),
     "what it records": (
         Setting(
