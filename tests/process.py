@@ -135,10 +135,15 @@ class Adcore:
 
 @contextmanager
 def serving(
-    state: Path, *args: str, pass_fds: tuple[int, ...] = (), address: str = "", **variables: str
+    state: Path,
+    *args: str,
+    pass_fds: tuple[int, ...] = (),
+    address: str = "",
+    launcher: Sequence[str] = (),
+    **variables: str,
 ) -> Iterator[Adcore]:
     """A server that is ready, and is gone afterwards whatever happens."""
-    server = Adcore(state, *args, pass_fds=pass_fds, address=address, **variables)
+    server = Adcore(state, *args, pass_fds=pass_fds, address=address, launcher=launcher, **variables)
     try:
         server.wait_until_ready()
         yield server
@@ -153,19 +158,20 @@ KINDS = ("unix", "tcp", "fd")
 
 
 @contextmanager
-def serving_over(kind: str, state: Path, *args: str) -> Iterator[Adcore]:
+def serving_over(kind: str, state: Path, *args: str, launcher: Sequence[str] = ()) -> Iterator[Adcore]:
     """`serving` on a socket of this kind: a unix path, TCP, or a descriptor that it inherits."""
     if kind == "unix":
-        with serving(state, *args) as server:
+        with serving(state, *args, "--unix", f"{state}/ad.sock", launcher=launcher) as server:
             yield server
         return
     with socket.create_server(("127.0.0.1", 0), backlog=1024) as sock:
         address = f"127.0.0.1:{sock.getsockname()[1]}"
         if kind == "fd":
-            with serving(state, *args, "--fd", str(sock.fileno()), pass_fds=(sock.fileno(),), address=address) as s:
-                yield s
+            fd = sock.fileno()
+            with serving(state, *args, "--fd", str(fd), pass_fds=(fd,), address=address, launcher=launcher) as server:
+                yield server
             return
-    with serving(state, *args, "--port", address.rpartition(":")[2], address=address) as server:
+    with serving(state, *args, "--port", address.rpartition(":")[2], address=address, launcher=launcher) as server:
         yield server
 
 
