@@ -45,7 +45,9 @@ PIECE_BYTES = 2 * 1024
 OUTPUT_BYTES = 32 * 1024
 # What all peers together may leave waiting: half of a request, or answers that they do not take and requests behind
 # these. One can leave 64 KiB of a body, or 100 KiB of answers and 250 KiB of requests (uvloop reads that much at once).
-# Past this the one that has waited longest is cut, so that a crowd of them can't take the memory of the rest.
+# A parsed request with few headers takes REQUEST_BYTES. Past this the one that has waited longest is cut, so that a
+# crowd of them can't take the memory of the rest.
+REQUEST_BYTES = 1024
 HELD_BYTES_MAX = 64 * 1024 * 1024
 # uvloop's own marks. The low one is set with it: set alone, the high one would leave the low at 16 KiB or at 0.
 WRITE_HIGH_BYTES = 64 * 1024
@@ -395,7 +397,7 @@ class Http1Protocol(asyncio.Protocol):
         if self._phase is Phase.OPEN:
             self.transport.pause_reading()
             self._set_deadline(self._server.limits.write_s)
-            self._server.hold(self, self.transport.get_write_buffer_size() + len(self._unread))
+            self._server.hold(self, self.transport.get_write_buffer_size() + self._waiting_bytes)
 
     def resume_writing(self) -> None:
         self._write_paused = False
@@ -468,6 +470,7 @@ class Http1Protocol(asyncio.Protocol):
         elif self._unread or self._unanswered:
             self.transport.pause_reading()
             if not self._write_paused:
+                self._server.hold(self, self._waiting_bytes)
                 self._loop.call_soon(self._read_on)
         elif not self._write_paused and (out or self._parser.begun):
             self._wait_for_request()
@@ -567,6 +570,10 @@ class Http1Protocol(asyncio.Protocol):
         self._let_go()
         self.transport.close()
         self._set_deadline(self._server.limits.write_s)
+
+    @property
+    def _waiting_bytes(self) -> int:
+        return len(self._unread) + len(self._unanswered) * REQUEST_BYTES
 
     def _let_go(self) -> None:
         """Nothing that waits will be answered."""
