@@ -45,8 +45,8 @@ PIECE_BYTES = 2 * 1024
 OUTPUT_BYTES = 32 * 1024
 # What all peers together may leave waiting: half of a request, or answers that they do not take and requests behind
 # these. One can leave 64 KiB of a body, or 100 KiB of answers and 250 KiB of requests (uvloop reads that much at once).
-# A parsed request with few headers takes REQUEST_BYTES. Past this the one that has waited longest is cut, so that a
-# crowd of them can't take the memory of the rest.
+# A parsed request with few headers takes REQUEST_BYTES. Past this those are cut that hold most, so that a crowd of
+# them can't take the memory of the rest.
 REQUEST_BYTES = 1024
 HELD_BYTES_MAX = 64 * 1024 * 1024
 # uvloop's own marks. The low one is set with it: set alone, the high one would leave the low at 16 KiB or at 0.
@@ -178,7 +178,7 @@ class Http1Server:
         """The ends of heads for this second."""
         self._handler_error_logged_wall = float("-inf")
         self._held: dict[Http1Protocol, int] = {}
-        """What waits for whom, the longest first."""
+        """What waits for whom, in bytes."""
         self._held_bytes = 0
 
         self.now_wall: float | None = None
@@ -210,14 +210,20 @@ class Http1Server:
     # For the connections
 
     def hold(self, connection: "Http1Protocol", size: int) -> None:
-        """Note that `size` bytes wait for this peer now; cut those that have waited longest if it is too much."""
+        """Note that `size` bytes wait for this peer now; make room if that is too much."""
         self._held_bytes += size - self._held.get(connection, 0)
         self._held[connection] = size
-        while self._held_bytes > HELD_BYTES_MAX:
-            oldest = next(iter(self._held))
-            self.release(oldest)
+        if self._held_bytes > HELD_BYTES_MAX:
+            self._make_room()
+
+    def _make_room(self) -> None:
+        """Cut those that hold most, of equal ones the first; a quarter at once, so that there is room for a while."""
+        for connection in sorted(self._held, key=self._held.__getitem__, reverse=True):
+            if self._held_bytes <= HELD_BYTES_MAX * 3 // 4:
+                break
+            self.release(connection)
             self.statistics.timeouts["crowded"] += 1
-            oldest.abort()
+            connection.abort()
 
     def release(self, connection: "Http1Protocol") -> None:
         """Nothing waits for it any more."""

@@ -234,19 +234,19 @@ def crowd(server: Http1Server, count: int) -> list[tuple[Http1Protocol, FakeTran
     return made
 
 
-def test_a_crowd_that_reads_nothing_gets_so_much_memory_and_then_the_first_are_cut(
+def test_a_crowd_that_reads_nothing_gets_so_much_memory_and_then_some_are_cut(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(protocol_module, "HELD_BYTES_MAX", 1_000_000)
     connection = Connection(lambda request: respond(200, b"x" * 4000))
+    ((patient, patient_transport),) = crowd(connection.server, 1)
+    patient.data_received(GET)
     deaf = crowd(connection.server, 20)
     for protocol, transport in deaf:
         transport.stuck = True
         protocol.data_received((GET + b"\r\n") * 200)
     while connection.loop.soon:
         connection.loop.turn()
-    cut = [transport.ended == "aborted" for _, transport in deaf]
-    assert cut == sorted(cut, reverse=True), "the first ones first"
     left = [(p, transport) for p, transport in deaf if not transport.ended]
     assert 5 < len(left) < 20
     assert connection.server.statistics.timeouts == {"crowded": 20 - len(left)}
@@ -263,9 +263,12 @@ def test_a_crowd_that_reads_nothing_gets_so_much_memory_and_then_the_first_are_c
     while connection.loop.soon:
         connection.loop.turn()
     assert transport.ended == ""
-    assert left[1][1].ended == "aborted"
+    assert any(other.ended for _, other in left)
     # And good ones are answered all along.
     assert statuses(connection.receive(GET + b"\r\n")) == [200]
+    patient.data_received(b"\r\n")
+    connection.loop.turn()
+    assert statuses(b"".join(patient_transport.writes)) == [200], "who holds little was there before them all"
 
 
 def test_a_crowd_of_half_bodies_gets_so_much_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,7 +277,9 @@ def test_a_crowd_of_half_bodies_gets_so_much_memory(monkeypatch: pytest.MonkeyPa
     slow = crowd(connection.server, 40)
     for protocol, _ in slow:
         protocol.data_received(POST + b"Content-Length: 60000\r\n\r\n" + b"x" * 50_000)
-    assert [transport.ended for _, transport in slow] == ["aborted"] * 21 + [""] * 19
+    left = [transport.ended for _, transport in slow].count("")
+    assert 14 <= left < 20
+    assert [transport.ended for _, transport in slow] == ["aborted"] * (40 - left) + [""] * left
     protocol, transport = slow[-1]
     protocol.data_received(b"x" * 10_000)
     connection.loop.turn()
