@@ -12,8 +12,10 @@ import logging
 import os
 import platform
 import random
+import resource
 import signal
 import socket
+import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from importlib import resources
@@ -75,6 +77,9 @@ log = logging.getLogger("adcore")
 TURN_INTERVAL_S = 1.0
 # How soon workers even out, at 5 µs a look.
 SHARE_INTERVAL_S = 0.2
+# What is no connection: 30 at work, of which the log, the spool, the loader's pipes and the listeners are some; 16 that
+# wait on the control listener, and as many new connections that are being told to go away.
+DESCRIPTORS_SPARE = 80
 # /status names this many bad rows; the log has them all.
 REJECTED_SHOWN_MAX = 100
 # Settings that only a restart changes.
@@ -188,7 +193,11 @@ class Server:
             self.handlers = self._make_handlers(config, keyring, self.calendar)
             self.http = Http1Server(
                 self.handlers,
-                Limits(request_s=config.header_timeout, idle_s=config.idle_timeout),
+                Limits(
+                    request_s=config.header_timeout,
+                    idle_s=config.idle_timeout,
+                    connections=min(Limits().connections, descriptors_max() - DESCRIPTORS_SPARE),
+                ),
                 config.trusted_peers,
                 before_answers=self.queue.commit,
             )
@@ -552,6 +561,22 @@ class Closing:
         answer = self.handler(request)
         # Not the object itself, which may be everybody's.
         return Response(answer.status, answer.head, answer.body, close=True)
+
+
+def descriptors_max() -> int:
+    """Raise the limit on descriptors as far as this process may; what it is then. Raises StartError for one too low.
+
+    Connections stay below it. Without a descriptor left, libuv accepts connections to close them, and logs can't be
+    reopened.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if hard != resource.RLIM_INFINITY and hard <= DESCRIPTORS_SPARE:
+        raise StartError(
+            f"this process may open {hard} files, and needs {DESCRIPTORS_SPARE} beside its connections: "
+            "raise the limit (LimitNOFILE= of the unit, or ulimit -n)"
+        )
+    return sys.maxsize if hard == resource.RLIM_INFINITY else hard
 
 
 def make_state_dir(config: Config) -> None:

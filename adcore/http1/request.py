@@ -235,6 +235,11 @@ class RequestParser:
         self._parser = None
 
     @property
+    def received_bytes(self) -> int:
+        """Of the request being read; what is kept of it is less."""
+        return self._received_bytes
+
+    @property
     def is_within_line_end(self) -> bool:
         """Whether the LF of an empty line is still to come."""
         return not self.begun and self._raw.endswith(b"\r")
