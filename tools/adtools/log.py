@@ -72,7 +72,7 @@ def cat(name: str, form: Any) -> Iterator[Damage]:
     """Print a file's records; the damage in it is left to the caller. Raises OSError."""
     # A pipe gives what has come so far, and somebody may be waiting for that.
     flush = name == "-"
-    with closing(_open(name)) as file:
+    with closing(open_with_progress(name)) as file:
         for item in read_records(file):
             if isinstance(item, Damage):
                 yield item
@@ -103,7 +103,8 @@ def as_text(record: AnyRecord) -> str:
     return f"{time}  {type_of(record):<10}  {record.id}  {record.placement:<12}  {what}  [{who}]"
 
 
-def _open(name: str) -> BufferedIOBase:
+def open_with_progress(name: str) -> BufferedIOBase:
+    """A log, or standard input for "-". Raises OSError."""
     if name == "-":
         return os.fdopen(os.dup(sys.stdin.fileno()), "rb")
     path = Path(name)
