@@ -47,6 +47,11 @@ class Calendar:
             self._turn_to(now)
         return self._start, self._end
 
+    def hour_start(self, now: float) -> int:
+        """When the local hour of `now` began, as its clocks show it: what results are summed up by."""
+        start = self.stretch_at(now)[0]
+        return int(start) - datetime.fromtimestamp(start, self.zone).minute * 60
+
     def day_bounds(self, moment: Moment) -> tuple[float, float]:
         """When the moment's local day starts and ends: 24 hours apart, or 23 or 25 as clocks change."""
         if moment.day != self._bounds_day:

@@ -9,16 +9,17 @@ import zlib
 from collections.abc import Iterator
 from io import BufferedIOBase
 from pathlib import Path
-from typing import NamedTuple
+from typing import Generic, NamedTuple, overload
 
 from adcore.deliverylog.record import (
     HEADER,
     MAGIC,
     PAYLOAD_BYTES_MAX,
+    RECORDS,
     AnyRecord,
+    Decoder,
     RecordError,
-    decode_json,
-    decode_payload,
+    T,
 )
 
 READ_BYTES = 1 << 20
@@ -34,10 +35,10 @@ class Damage(NamedTuple):
     reason: str
 
 
-class _Found(NamedTuple):
+class _Found(NamedTuple, Generic[T]):
     """What stands at a place: a record, or why there is none; and where the next one can start (-1: look for it)."""
 
-    record: AnyRecord | None
+    record: T | None
     reason: str
     next: int
 
@@ -47,7 +48,48 @@ def open_log(path: Path) -> BufferedIOBase:
     return gzip.GzipFile(path) if path.suffix == ".gz" else path.open("rb")
 
 
-def read_records(file: BufferedIOBase) -> Iterator[AnyRecord | Damage]:
+def read_undamaged(data: bytes, decoder: Decoder[T]) -> tuple[list[T], int]:
+    """The whole records that `data` begins with, all of one form, and where they end; ([], 0) where anything is odd.
+
+    They are decoded together, which takes half the time of `read_records` (`perf/run collect`). That one says what
+    stands where this stops.
+    """
+    try:
+        if data[:1] == b"{":
+            end = data.rfind(b"\n") + 1
+            return decoder.lines(data[:end]), end
+        payloads, end = _whole_frames(data)
+        return decoder.payloads(payloads), end
+    except RecordError:
+        return [], 0
+
+
+def _whole_frames(data: bytes) -> tuple[list[bytes], int]:
+    """The payloads of the frames that `data` begins with, and where they end."""
+    payloads: list[bytes] = []
+    unpack, checksum_of = HEADER.unpack_from, zlib.crc32
+    at, last = 0, len(data) - HEADER.size
+    while at <= last:
+        magic, length, checksum = unpack(data, at)
+        start = at + HEADER.size
+        payload = data[start : start + length]
+        # One that is cut short fails its checksum too.
+        if magic != MAGIC or length > PAYLOAD_BYTES_MAX or checksum_of(payload) != checksum:
+            break
+        payloads.append(payload)
+        at = start + length
+    return payloads, at
+
+
+@overload
+def read_records(file: BufferedIOBase) -> Iterator[AnyRecord | Damage]: ...
+
+
+@overload
+def read_records(file: BufferedIOBase, decoder: Decoder[T]) -> Iterator[T | Damage]: ...
+
+
+def read_records(file: BufferedIOBase, decoder: Decoder[T] = RECORDS) -> Iterator[T | Damage]:  # type: ignore[assignment]
     """Every record of an open log in order, and the damage between them. Memory is bounded by the largest record."""
     buffer = b""
     base = at = 0
@@ -56,7 +98,7 @@ def read_records(file: BufferedIOBase) -> Iterator[AnyRecord | Damage]:
     cut = ""
     starts = _Starts(buffer)
     while True:
-        found = _find(buffer, at, ended) if at < len(buffer) else None
+        found = _find(buffer, at, ended, decoder) if at < len(buffer) else None
         if found is None:
             if ended:
                 break
@@ -86,19 +128,19 @@ def read_records(file: BufferedIOBase) -> Iterator[AnyRecord | Damage]:
         yield Damage(base + len(buffer), 0, f"the compressed file is damaged here: {cut}")
 
 
-def _find(buffer: bytes, at: int, ended: bool) -> _Found | None:
+def _find(buffer: bytes, at: int, ended: bool, decoder: Decoder[T]) -> _Found[T] | None:
     """What stands at `at`; None when that can't be told before more is read."""
     first = buffer[at]
     if first == MAGIC[0]:
-        return _find_frame(buffer, at, ended)
+        return _find_frame(buffer, at, ended, decoder)
     if first == 0x7B:  # {
-        return _find_line(buffer, at, ended)
+        return _find_line(buffer, at, ended, decoder)
     if first == 0x0A:  # a line end alone: the writer ended a torn line with it
         return _Found(None, "", at + 1)
     return _Found(None, "not the start of a record", -1)
 
 
-def _find_frame(buffer: bytes, at: int, ended: bool) -> _Found | None:
+def _find_frame(buffer: bytes, at: int, ended: bool, decoder: Decoder[T]) -> _Found[T] | None:
     start = at + HEADER.size
     if start > len(buffer):
         return _Found(None, "a torn record", -1) if ended else None
@@ -112,19 +154,19 @@ def _find_frame(buffer: bytes, at: int, ended: bool) -> _Found | None:
     if payload[:1] not in _MAPS or zlib.crc32(payload) != checksum:
         return _Found(None, "a record whose checksum does not hold", -1)
     try:
-        return _Found(decode_payload(payload), "", stop)
+        return _Found(decoder.payload(payload), "", stop)
     except RecordError as error:
         return _Found(None, str(error), stop)
 
 
-def _find_line(buffer: bytes, at: int, ended: bool) -> _Found | None:
+def _find_line(buffer: bytes, at: int, ended: bool, decoder: Decoder[T]) -> _Found[T] | None:
     stop = buffer.find(b"\n", at, at + PAYLOAD_BYTES_MAX)
     if stop < 0:
         if len(buffer) - at < PAYLOAD_BYTES_MAX:
             return _Found(None, "a torn record", -1) if ended else None
         return _Found(None, "a line that is too long for a record", -1)
     try:
-        return _Found(decode_json(buffer[at:stop]), "", stop + 1)
+        return _Found(decoder.line(buffer[at:stop]), "", stop + 1)
     except RecordError as error:
         # A frame may stand right behind a torn line, so the line is not passed over whole.
         return _Found(None, str(error), -1)

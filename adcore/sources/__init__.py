@@ -6,13 +6,18 @@ calls block and belong in one thread at a time.
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 from urllib.parse import unquote
 
 import msgspec
 
 from adcore.core.inventory import Inventory
 from adcore.errors import ConfigError
+
+if TYPE_CHECKING:
+    from adcore.sources.sqlstore import Dialect
+
+T = TypeVar("T")
 
 
 class Revision(NamedTuple):
@@ -62,6 +67,9 @@ class Store(Source, Protocol):
 
         All or nothing, and nobody else changes anything in between. The revision is confirmed.
         """
+
+    def run(self, work: "Callable[[Dialect], T]") -> T:
+        """What `work` gives, which asks for or changes what is not inventory; see results.py."""
 
 
 def open_store(url: str) -> Store:

@@ -6,7 +6,7 @@ wait on the network ends by itself.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from adcore.core.inventory import Inventory
@@ -21,6 +21,8 @@ WRITE_TIMEOUT_S = 10
 MIGRATE_TIMEOUT_S = 8
 
 _NO_SUCH_TABLE = 1146
+
+T = TypeVar("T")
 
 
 class MysqlStore:
@@ -56,6 +58,10 @@ class MysqlStore:
     def apply(self, choose: Callable[[Rows], Inventory]) -> Revision:
         with self._naming_errors():
             return sqlstore.write_inventory(self, choose)
+
+    def run(self, work: Callable[[sqlstore.Dialect], T]) -> T:
+        with self._naming_errors():
+            return work(self)
 
     def close(self) -> None:
         connection, self._connection = self._connection, None
@@ -108,6 +114,12 @@ class MysqlStore:
 
     def execute(self, sql: str, values: Sequence[Any] = ()) -> None:
         self._cursor().execute(sql, tuple(values))
+
+    def execute_many(self, sql: str, rows: Sequence[Sequence[Any]]) -> None:
+        self._cursor().executemany(sql, [tuple(row) for row in rows])
+
+    def adding(self, keys: Sequence[str], numbers: Sequence[str]) -> str:
+        return f"ON DUPLICATE KEY UPDATE {', '.join(f'{number} = {number} + VALUES({number})' for number in numbers)}"
 
     @contextmanager
     def _transaction(self, begin: str) -> Iterator[None]:

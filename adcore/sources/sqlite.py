@@ -5,7 +5,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 from adcore.core.inventory import Inventory
@@ -14,6 +14,8 @@ from adcore.sources import Revision, Rows, sqlite_path, sqlstore
 
 # How long another process's write may take; an apply of 100,000 creatives takes a few seconds.
 BUSY_TIMEOUT_S = 10.0
+
+T = TypeVar("T")
 
 
 class SqliteStore:
@@ -51,6 +53,11 @@ class SqliteStore:
             sqlstore.migrate(self)
             return sqlstore.write_inventory(self, choose)
 
+    def run(self, work: Callable[[sqlstore.Dialect], T]) -> T:
+        with self._naming_errors():
+            self._open()
+            return work(self)
+
     def close(self) -> None:
         if self._connection is not None:
             self._connection.close()
@@ -84,6 +91,14 @@ class SqliteStore:
         assert self._connection is not None
         # Triggers end with a semicolon of their own inside, and another one must follow.
         self._connection.execute(sql + ";", values)
+
+    def execute_many(self, sql: str, rows: Sequence[Sequence[Any]]) -> None:
+        assert self._connection is not None
+        self._connection.executemany(sql, rows)
+
+    def adding(self, keys: Sequence[str], numbers: Sequence[str]) -> str:
+        sums = ", ".join(f"{number} = {number} + excluded.{number}" for number in numbers)
+        return f"ON CONFLICT ({', '.join(keys)}) DO UPDATE SET {sums}"
 
     @contextmanager
     def _transaction(self, begin: str) -> Iterator[None]:

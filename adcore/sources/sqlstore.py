@@ -60,6 +60,12 @@ class Dialect(Protocol):
 
     def execute(self, sql: str, values: Sequence[Any] = ()) -> None: ...
 
+    def execute_many(self, sql: str, rows: Sequence[Sequence[Any]]) -> None:
+        """The same for each row, in one go."""
+
+    def adding(self, keys: Sequence[str], numbers: Sequence[str]) -> str:
+        """The end of an INSERT that adds to the numbers of a row with these keys if there is one."""
+
 
 def migrations() -> Iterator[tuple[str, list[str]]]:
     """(name, statements) of each numbered file, in order."""

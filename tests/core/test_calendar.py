@@ -120,3 +120,21 @@ def test_local_days_follow_each_other_without_a_gap(zone: str) -> None:
     assert bounds[::-1] == [
         calendar.day_bounds(Moment(0.0, 0, 0, (first + timedelta(days=n)).toordinal())) for n in reversed(range(366))
     ]
+
+
+@pytest.mark.parametrize(
+    ("zone", "time", "start"),
+    [
+        ("UTC", "2026-11-24T10:59:59.9+00:00", "2026-11-24T10:00:00+00:00"),
+        ("Asia/Kolkata", "2026-11-24T10:29:59+00:00", "2026-11-24T09:30:00+00:00"),
+        ("Asia/Kathmandu", "2026-11-24T10:14:59+00:00", "2026-11-24T09:15:00+00:00"),
+        # The hour that comes twice is two.
+        ("America/New_York", "2026-11-01T05:59:00+00:00", "2026-11-01T05:00:00+00:00"),
+        ("America/New_York", "2026-11-01T06:01:00+00:00", "2026-11-01T06:00:00+00:00"),
+        # Half an hour later 01:30 comes once more.
+        ("Australia/Lord_Howe", "2026-04-04T14:59:00+00:00", "2026-04-04T14:00:00+00:00"),
+    ],
+)
+def test_an_hour_starts_when_the_local_clocks_show_it(zone: str, time: str, start: str) -> None:
+    calendar = Calendar(ZoneInfo(zone))
+    assert calendar.hour_start(at(time)) == at(start)

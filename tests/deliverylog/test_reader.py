@@ -10,19 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adcore.deliverylog import reader
-from adcore.deliverylog.reader import Damage, open_log, read_records
+from adcore.deliverylog.reader import Damage, open_log, read_records, read_undamaged
 from adcore.deliverylog.record import (
     AD_FIELDS,
     FORMS,
+    RECORDS,
     VISITOR_FIELDS,
     AnyRecord,
     Click,
+    Form,
     Impression,
     RecordError,
     Unfilled,
     View,
-    decode_json,
-    decode_payload,
     to_object,
 )
 from tests.records import click
@@ -49,7 +49,7 @@ FACTS = {
     "user": TEXTS,
     "excluded": st.dictionaries(TEXTS, TEXTS, max_size=3),
 }
-RECORDS: st.SearchStrategy[AnyRecord] = st.one_of(
+ANY_RECORD: st.SearchStrategy[AnyRecord] = st.one_of(
     st.builds(Click, campaign=TEXTS, creative=TEXTS, **EVENT),
     st.builds(View, campaign=TEXTS, creative=TEXTS, **EVENT),
     st.builds(Impression, campaign=TEXTS, creative=TEXTS, chance=st.floats(0, 1), **EVENT, **FACTS),
@@ -62,7 +62,7 @@ def read(data: bytes) -> list[AnyRecord | Damage]:
     return list(read_records(io.BytesIO(data)))
 
 
-@given(st.lists(st.tuples(RECORDS, FORMATS), max_size=8))
+@given(st.lists(st.tuples(ANY_RECORD, FORMATS), max_size=8))
 def test_what_was_written_is_read_again(records: list[tuple[AnyRecord, str]]) -> None:
     assert read(b"".join(FORMS[form].encode(record) for record, form in records)) == [record for record, _ in records]
 
@@ -82,7 +82,7 @@ def test_an_impression_packed_in_parts_is_the_same_record(record: Impression, na
     assert read(packed) == [record]
 
 
-@given(RECORDS)
+@given(ANY_RECORD)
 def test_a_json_record_is_one_line_with_its_version_and_type(record: AnyRecord) -> None:
     line = FORMS["json"].encode(record)
     assert line.count(b"\n") == 1
@@ -94,7 +94,7 @@ def test_a_json_record_is_one_line_with_its_version_and_type(record: AnyRecord) 
 
 
 @settings(max_examples=300)
-@given(st.lists(RECORDS, min_size=1, max_size=4), FORMATS, st.binary(max_size=60), st.data())
+@given(st.lists(ANY_RECORD, min_size=1, max_size=4), FORMATS, st.binary(max_size=60), st.data())
 def test_records_around_damage_are_not_lost(
     records: list[AnyRecord], form: str, junk: bytes, data: st.DataObject
 ) -> None:
@@ -122,7 +122,7 @@ class Dripping(io.BytesIO):
         return super().read(random.Random(self.tell()).randint(1, 40))
 
 
-@given(st.lists(RECORDS, min_size=1, max_size=4), FORMATS, st.binary(max_size=60), st.data())
+@given(st.lists(ANY_RECORD, min_size=1, max_size=4), FORMATS, st.binary(max_size=60), st.data())
 def test_how_the_bytes_come_makes_no_difference(
     records: list[AnyRecord], form: str, noise: bytes, data: st.DataObject
 ) -> None:
@@ -196,11 +196,28 @@ def test_a_compressed_log_is_read_too(tmp_path: Path) -> None:
 )
 def test_what_is_no_record_is_named(line: bytes, message: str) -> None:
     with pytest.raises(RecordError, match=message):
-        decode_json(line)
+        RECORDS.line(line)
     with pytest.raises(RecordError):
-        decode_payload(line)
+        RECORDS.payload(line)
 
 
 def test_fields_of_a_later_adcore_are_passed_over() -> None:
     line = FORMS["json"].encode(click(1)).replace(b'"v":1', b'"v":1,"later":[1]')
-    assert decode_json(line) == click(1)
+    assert RECORDS.line(line) == click(1)
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+@given(st.lists(ANY_RECORD, max_size=5), st.integers(0), st.integers(0, 255), st.booleans())
+def test_what_is_read_in_one_go_is_what_is_read_record_by_record(
+    form: Form, records: list[AnyRecord], place: int, byte: int, damaged: bool
+) -> None:
+    data = bytearray(b"".join(map(form.encode, records)))
+    if damaged and data:
+        data[place % len(data)] = byte
+        data = data[: len(data) - place % 3]
+    found, end = read_undamaged(bytes(data), RECORDS)
+    assert [*found, *(item for item in read(bytes(data[end:])) if not isinstance(item, Damage))] == [
+        item for item in read(bytes(data)) if not isinstance(item, Damage)
+    ]
+    if not damaged:
+        assert (found, end) == (records, len(data))

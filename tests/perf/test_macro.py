@@ -20,7 +20,7 @@ from adcore.core import facts
 from adcore.core.adtable import build_table
 from adcore.core.calendar import Calendar
 from adcore.core.decision import Decision, decide
-from adcore.deliverylog.record import Impression, decode_payload
+from adcore.deliverylog.record import RECORDS, Impression
 from adcore.render import CompiledDecision
 from perf.macro import check, cpu, inventory, table, traffic
 from perf.macro.errors import Missing, RunError
@@ -243,7 +243,7 @@ def test_the_peers_answer_and_record_as_adcore_does(tmp_path: Path) -> None:
     job.close()
     assert answer is not None
     decision = json.loads(answer)
-    record = decode_payload(log.read_bytes())
+    record = RECORDS.payload(log.read_bytes())
     assert isinstance(record, Impression)
     assert (record.id, record.campaign) == (decision["impression_id"], decision["campaign"])
     assert (record.device, record.os, record.country) == ("mobile", "ios", "JP")

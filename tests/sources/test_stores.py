@@ -14,7 +14,7 @@ from adcore.errors import ConfigError, SourceError
 from adcore.sources import Revision, Rows, Store, open_store
 from adcore.sources.codec import decode_rows, encode_rows
 from adcore.sources.mysql import parse_url
-from adcore.sources.sqlstore import split_statements
+from adcore.sources.sqlstore import migrations, split_statements
 from tests.inventories import campaign, document, text_creative
 from tests.services import MariaDB
 from tests.services import mariadb as mariadb_service
@@ -76,7 +76,7 @@ def sql(store: Store, statement: str) -> None:
         store.execute(statement)  # type: ignore[attr-defined]
 
 
-MIGRATIONS = ["0001_inventory", "0002_store"]
+MIGRATIONS = [name for name, _ in migrations()]
 
 
 def put(store: Store, inventory: Inventory) -> Revision:

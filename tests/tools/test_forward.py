@@ -13,10 +13,10 @@ from pathlib import Path
 import msgpack
 import pytest
 
-from adcore.deliverylog.record import FORMS
+from adcore.deliverylog.record import FORMS, RECORDS
 from adtools import forward as forward_module
 from adtools.forward import Collector, CollectorError, Options, Sender
-from adtools.tail import Tail
+from adtools.tail import PositionFile, Tail
 from tests.process import PATIENCE_S, adctl, environment, serving, wait_for
 from tests.records import click, view
 from tests.services import program
@@ -390,7 +390,8 @@ def test_a_connection_that_the_collector_has_closed_is_not_used(tmp_path: Path) 
     thread = threading.Thread(target=serve, daemon=True)
     thread.start()
     log = tmp_path / "delivery.log"
-    tail = Tail(log, tmp_path / "positions")
+    positions = PositionFile(tmp_path / "positions")
+    tail = Tail(log, positions, RECORDS)
     said: list[str] = []
     host, port = listener.getsockname()
     collector = Collector(Options(host, port, "tag", PATIENCE_S))
@@ -405,6 +406,7 @@ def test_a_connection_that_the_collector_has_closed_is_not_used(tmp_path: Path) 
     assert len(set(chunks)) == 2
     collector.close()
     tail.close()
+    positions.close()
     listener.close()
 
 

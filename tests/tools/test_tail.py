@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from adcore.deliverylog.record import FORMS
+from adcore.deliverylog.record import FORMS, RECORDS, AnyRecord
 from adtools import tail as tail_module
-from adtools.tail import Batch, Tail, TailError
+from adtools.tail import Batch, PositionFile, Tail, TailError
 from tests.records import click
 
 
@@ -24,14 +24,15 @@ class Log:
         self.written = 0
         self.seen: list[int] = []
         self.damage: list[str] = []
-        self.tail = self.reader()
+        self.start()
 
-    def reader(self) -> Tail:
-        return Tail(self.path, self.folder / "positions")
+    def start(self) -> None:
+        self.positions = PositionFile(self.folder / "positions")
+        self.tail = Tail(self.path, self.positions, RECORDS)
 
     def restart(self) -> None:
-        self.tail.close()
-        self.tail = self.reader()
+        self.close()
+        self.start()
 
     def write(self, count: int, path: Path | None = None) -> None:
         with (path or self.path).open("ab") as file:
@@ -75,9 +76,10 @@ class Log:
 
     def close(self) -> None:
         self.tail.close()
+        self.positions.close()
 
 
-def numbers(batch: Batch) -> list[int]:
+def numbers(batch: Batch[AnyRecord]) -> list[int]:
     return [int(record.id, 16) for record in batch.records]
 
 
@@ -272,7 +274,7 @@ def test_positions_of_files_that_are_gone_are_forgotten(log: Log) -> None:
     log.write(1)
     for _ in range(tail_module.ABSENT_SCANS_MAX + 2):
         log.read()
-    assert len(log.tail.positions.files) == 1
+    assert len(log.positions.files) == 1
 
 
 def test_files_of_another_name_are_no_part_of_the_log(log: Log) -> None:
@@ -285,23 +287,24 @@ def test_files_of_another_name_are_no_part_of_the_log(log: Log) -> None:
 
 def test_a_second_reader_with_the_same_positions_is_refused(log: Log) -> None:
     with pytest.raises(TailError, match="another process reads"):
-        log.reader()
+        PositionFile(log.folder / "positions")
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"v": 2}', '{"files": 1}'])
 def test_a_position_file_that_is_none_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "positions").write_text(text)
     with pytest.raises(TailError, match=r"positions is no position file .*move it away"):
-        Tail(tmp_path / "delivery.log", tmp_path / "positions")
+        PositionFile(tmp_path / "positions")
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
-    reader = Tail(tmp_path / "none" / "delivery.log", tmp_path / "positions")
+    positions = PositionFile(tmp_path / "positions")
+    reader = Tail(tmp_path / "none" / "delivery.log", positions, RECORDS)
     with pytest.raises(TailError, match=r"cannot list .*none"):
         reader.next()
-    reader.close()
+    positions.close()
     with pytest.raises(TailError, match="choose another position file"):
-        Tail(tmp_path / "delivery.log", tmp_path / "none" / "positions")
+        PositionFile(tmp_path / "none" / "positions")
 
 
 def test_the_position_file_is_replaced_whole(log: Log) -> None:

@@ -23,9 +23,9 @@ from typing import Any, NamedTuple
 
 import msgpack
 
-from adcore.deliverylog.record import AnyRecord, to_object
+from adcore.deliverylog.record import RECORDS, AnyRecord, to_object
 from adcore.errors import AdcoreError, ConfigError
-from adtools.tail import Batch, Tail
+from adtools.tail import Batch, PositionFile, Tail
 
 EPILOG = """\
 examples:
@@ -82,17 +82,18 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     collector = Collector(parse_options(args))
-    positions = args.positions or args.file.with_name(args.file.name + ".forward")
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    tail = Tail(args.file, positions)
+    positions = PositionFile(args.positions or args.file.with_name(args.file.name + ".forward"))
+    tail = Tail(args.file, positions, RECORDS)
     try:
         sender = Sender(tail, collector, say, stop.wait)
         sender.run(follow=args.follow)
     finally:
         collector.close()
         tail.close()
+        positions.close()
     say(f"{sender.records} records sent, {sender.again} of them perhaps twice")
     return 1 if sender.unsent or sender.damaged else 0
 
@@ -140,7 +141,7 @@ class Sender:
     """
 
     def __init__(
-        self, tail: Tail, collector: "Collector", say: Callable[[str], object], wait: Callable[[float], bool]
+        self, tail: Tail[AnyRecord], collector: "Collector", say: Callable[[str], object], wait: Callable[[float], bool]
     ) -> None:
         self.tail = tail
         self.collector = collector
@@ -161,7 +162,7 @@ class Sender:
             elif not self._deliver(batch, tries_max=None if follow else TRIES_MAX) or self.wait(0):
                 return
 
-    def _deliver(self, batch: Batch, tries_max: int | None) -> bool:
+    def _deliver(self, batch: Batch[AnyRecord], tries_max: int | None) -> bool:
         """Send until it is acknowledged; False when it is time to stop."""
         for damage in batch.damage:
             self.damaged += 1
@@ -200,7 +201,7 @@ class Sender:
         return True
 
 
-def chunk_id(batch: Batch) -> str:
+def chunk_id(batch: Batch[AnyRecord]) -> str:
     """128 bits in base64, the same whenever this batch is sent."""
     name = f"{batch.identity}:{batch.start}:{batch.end}"
     return base64.b64encode(hashlib.sha256(name.encode()).digest()[:16]).decode()

@@ -9,21 +9,26 @@ from tqdm import tqdm
 DELAY_S = 1.0
 
 
+def progress_bar(total: int | None, name: str) -> "tqdm[Any]":
+    """Counts bytes up to `total`."""
+    return tqdm(
+        total=total,
+        desc=name,
+        unit="B",
+        unit_scale=True,
+        delay=DELAY_S,
+        file=sys.stderr,
+        disable=not sys.stderr.isatty(),
+        leave=False,
+    )
+
+
 class ProgressFile:
     """Wraps a binary file and shows how many of its `total` bytes were read."""
 
     def __init__(self, file: BufferedIOBase, total: int | None, name: str) -> None:
         self._file = file
-        self._bar: tqdm[Any] = tqdm(
-            total=total,
-            desc=name,
-            unit="B",
-            unit_scale=True,
-            delay=DELAY_S,
-            file=sys.stderr,
-            disable=not sys.stderr.isatty(),
-            leave=False,
-        )
+        self._bar = progress_bar(total, name)
 
     def read1(self, size: int = -1) -> bytes:
         data: bytes = self._file.read1(size)

@@ -8,7 +8,8 @@ may still write to a renamed one, and that is read too.
     tail.next() ──► a batch ──► tail.begin(batch) ──► (send it) ──► tail.commit(batch)
 
 `next` starts where the last commit ended. What was begun and not committed, in a process that was killed say,
-comes again with the same bounds and `again`. Knows nothing of where batches go.
+comes again with the same bounds and `again`. Knows nothing of where batches go, nor where positions are kept:
+`PositionFile` keeps them in a file of their own; whoever commits elsewhere passes in something else.
 """
 
 import errno
@@ -20,12 +21,12 @@ from collections.abc import Container
 from hashlib import sha256
 from io import BufferedIOBase, BytesIO
 from pathlib import Path
-from typing import NamedTuple
+from typing import Generic, NamedTuple, Protocol
 
 import msgspec
 
-from adcore.deliverylog.reader import Damage, open_log, read_records
-from adcore.deliverylog.record import PAYLOAD_BYTES_MAX, AnyRecord
+from adcore.deliverylog.reader import Damage, open_log, read_records, read_undamaged
+from adcore.deliverylog.record import PAYLOAD_BYTES_MAX, Decoder, T
 from adcore.errors import AdcoreError
 
 # A batch: some hundreds of records. What has no whole record in it is read again, up to far more than one can take.
@@ -54,22 +55,29 @@ class Sending(msgspec.Struct, frozen=True):
     end: int
 
 
-class Positions(msgspec.Struct):
-    """The position file, JSON."""
+class Positions(Protocol):
+    """Where it is kept how far each file was read, by identity."""
 
-    v: int = 1
-    files: dict[str, Mark] = {}
-    sending: Sending | None = None
+    sending: Sending | None
+
+    def mark(self, identity: str) -> Mark:
+        """That of this file, to be read and changed; a new one for a file that was never heard of."""
+
+    def note_present(self, identities: Container[str]) -> None:
+        """These are all the files that there are now."""
+
+    def save(self, *, durable: bool) -> None:
+        """Keep the marks, and what is being sent."""
 
 
-class Batch(NamedTuple):
+class Batch(NamedTuple, Generic[T]):
     """Records that follow each other in one file, and the damage between them (offsets in the uncompressed log)."""
 
     path: Path
     identity: str
     start: int
     end: int
-    records: list[AnyRecord]
+    records: list[T]
     damage: list[Damage]
     again: bool = False
     """It was begun before, and whoever it was sent to may have it."""
@@ -86,26 +94,23 @@ class LogFile(NamedTuple):
     """Sorts the oldest first. The names of logrotate count upwards as files grow old."""
 
 
-class Tail:
-    """Reads the family of `path`; positions are kept in `positions_path`. Raises TailError."""
+class Tail(Generic[T]):
+    """Reads the family of `path` with `decoder`, from where `positions` says. Raises TailError."""
 
-    def __init__(self, path: Path, positions_path: Path) -> None:
+    def __init__(self, path: Path, positions: Positions, decoder: Decoder[T]) -> None:
         self.path = path
-        self.positions_path = positions_path
-        self._names = re.compile(re.escape(path.name) + r"(?:[.-](?P<number>\d[\d.-]*))?(?P<packed>\.gz)?")
+        self.positions = positions
+        self.decoder = decoder
+        self._names = re.compile(re.escape(path.name) + r"(?:[.-](?P<number>\d[\d.-]*))?(?:\.gz)?")
         self._current: LogFile | None = None
         """Open until it has nothing more: a compressed file can be read on only from its start."""
         self._read_up: dict[tuple[int, int, int, int], str] = {}
         """Identities of the files that have nothing new, by version."""
-        self._absent: dict[str, int] = {}
-        self._lock_fd = self._lock()
-        self.positions = self._load()
 
     def close(self) -> None:
         self._leave_current()
-        os.close(self._lock_fd)
 
-    def next(self) -> Batch | None:
+    def next(self) -> Batch[T] | None:
         """The oldest records that are not committed; None when there is nothing more for now."""
         sending = self.positions.sending
         if sending is None and self._current is not None:
@@ -116,16 +121,16 @@ class Tail:
         waiting = self._scan()
         try:
             while waiting:
-                log_file = waiting.pop(0)
+                log_file = waiting[0]
                 if sending is None:
                     batch = self._read(log_file)
                 else:
                     batch = self._read_again(log_file, sending) if log_file.identity == sending.identity else None
                 if batch is not None:
                     self._leave_current()
-                    self._current = log_file
+                    self._current = waiting.pop(0)
                     return batch
-                log_file.file.close()
+                waiting.pop(0).file.close()
                 if sending is None:
                     self._read_up[log_file.version] = log_file.identity
         finally:
@@ -137,30 +142,46 @@ class Tail:
             return self.next()
         return None
 
-    def begin(self, batch: Batch) -> None:
+    def begin(self, batch: Batch[T]) -> None:
         """Remember that the batch is about to be sent."""
         self.positions.sending = Sending(batch.identity, batch.start, batch.end)
-        self._save(durable=False)
+        self.positions.save(durable=False)
 
-    def commit(self, batch: Batch) -> None:
+    def commit(self, batch: Batch[T]) -> None:
         """Remember, on disk, that the batch has arrived."""
-        self._mark(batch.identity).offset = batch.end
+        self.positions.mark(batch.identity).offset = batch.end
         self.positions.sending = None
-        self._save(durable=True)
+        self.positions.save(durable=True)
+
+    def waiting_bytes(self) -> int | None:
+        """About how much there is to read; None with compressed files, which tell only when they are read."""
+        waiting = self._scan()
+        for log_file in waiting:
+            log_file.file.close()
+        marks = [self.positions.mark(log_file.identity) for log_file in waiting]
+        if any(log_file.is_packed and not mark.done for log_file, mark in zip(waiting, marks, strict=True)):
+            return None
+        return sum(max(0, log_file.version[2] - mark.offset) for log_file, mark in zip(waiting, marks, strict=True))
+
+    def is_there(self) -> bool:
+        """Whether there is a file of this family."""
+        return any(self._names.fullmatch(name) for name in self._list())
 
     # The files
 
-    def _scan(self) -> list[LogFile]:
-        """The files that may have something new, open, oldest first."""
+    def _list(self) -> list[str]:
         try:
-            names = os.listdir(self.path.parent)
+            return os.listdir(self.path.parent)
         except OSError as error:
             raise TailError(f"cannot list {self.path.parent}: {error.strerror}") from error
+
+    def _scan(self) -> list[LogFile]:
+        """The files that may have something new, open, oldest first."""
         found: dict[str, LogFile] = {}
-        for name in names:
+        for name in self._list():
             if (matched := self._names.fullmatch(name)) is None:
                 continue
-            log_file = self._open(self.path.with_name(name), matched["number"] or "0", matched["packed"] is not None)
+            log_file = self._open(self.path.with_name(name), matched["number"] or "0")
             if log_file is None:
                 continue
             twin = found.get(log_file.identity)
@@ -170,7 +191,8 @@ class Tail:
                 left, kept = (twin, log_file) if twin.is_packed else (log_file, twin)
                 left.file.close()
                 found[log_file.identity] = kept
-        self._forget_absent(found)
+        self.positions.note_present(found)
+        self._read_up = {version: identity for version, identity in self._read_up.items() if identity in found}
         waiting = []
         for log_file in found.values():
             if log_file.version in self._read_up and self.positions.sending is None:
@@ -179,7 +201,7 @@ class Tail:
                 waiting.append(log_file)
         return sorted(waiting, key=lambda log_file: log_file.age)
 
-    def _open(self, path: Path, number: str, is_packed: bool) -> LogFile | None:
+    def _open(self, path: Path, number: str) -> LogFile | None:
         """None when it is gone meanwhile, or has no record yet."""
         try:
             file = open_log(path)
@@ -194,27 +216,16 @@ class Tail:
             file.close()
             return None
         age = (path == self.path, status.st_mtime_ns, -int(re.sub(r"\D", "", number)))
-        return LogFile(path, version, identity, file, is_packed, age)
-
-    def _forget_absent(self, found: Container[str]) -> None:
-        """Drop the positions of files that are gone for long."""
-        for identity in list(self.positions.files):
-            self._absent[identity] = 0 if identity in found else self._absent.get(identity, 0) + 1
-            if self._absent[identity] > ABSENT_SCANS_MAX:
-                del self.positions.files[identity], self._absent[identity]
-        self._read_up = {version: identity for version, identity in self._read_up.items() if identity in found}
+        return LogFile(path, version, identity, file, path.suffix == ".gz", age)
 
     def _leave_current(self) -> None:
         if self._current is not None:
             self._current.file.close()
             self._current = None
 
-    def _mark(self, identity: str) -> Mark:
-        return self.positions.files.setdefault(identity, Mark())
-
-    def _read(self, log_file: LogFile) -> Batch | None:
+    def _read(self, log_file: LogFile) -> Batch[T] | None:
         """The whole records after its mark, if there are any."""
-        mark = self._mark(log_file.identity)
+        mark = self.positions.mark(log_file.identity)
         if mark.done:
             return None
         wanted = READ_BYTES
@@ -223,7 +234,7 @@ class Tail:
             if cut and not log_file.is_packed:
                 raise TailError(f"cannot read {log_file.path}: {cut}")
             at_end = len(data) < wanted
-            items = list(read_records(BytesIO(data)))
+            items = self._parse(data)
             length = len(data)
             # A compressed file is finished: what is torn at its end stays so.
             is_final = at_end and log_file.is_packed
@@ -243,57 +254,23 @@ class Tail:
                 return None
             return make_batch(log_file, mark.offset, mark.offset + length, items)
 
-    def _read_again(self, log_file: LogFile, sending: Sending) -> Batch:
+    def _read_again(self, log_file: LogFile, sending: Sending) -> Batch[T]:
         data, _ = read_at(log_file.file, sending.start, sending.end - sending.start)
-        return make_batch(log_file, sending.start, sending.end, list(read_records(BytesIO(data))), again=True)
+        return make_batch(log_file, sending.start, sending.end, self._parse(data), again=True)
 
-    # The positions
-
-    def _lock(self) -> int:
-        path = self.positions_path.with_name(self.positions_path.name + ".lock")
-        try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
-        except OSError as error:
-            raise TailError(f"cannot write {path}: {error.strerror}; choose another position file") from error
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(fd)
-            if error.errno != errno.EWOULDBLOCK:
-                raise
-            message = f"another process reads {self.path} with the positions in {self.positions_path}; stop it first"
-            raise TailError(message) from None
-        return fd
-
-    def _load(self) -> Positions:
-        try:
-            positions = msgspec.json.decode(self.positions_path.read_bytes(), type=Positions)
-            if positions.v != 1:
-                raise msgspec.ValidationError(f"version {positions.v} is not known here")
-        except FileNotFoundError:
-            return Positions()
-        except OSError as error:
-            raise TailError(f"cannot read {self.positions_path}: {error.strerror}") from error
-        except (msgspec.DecodeError, msgspec.ValidationError) as error:
-            raise TailError(
-                f"{self.positions_path} is no position file ({error}); move it away, and all is read from the start"
-            ) from error
-        return positions
-
-    def _save(self, *, durable: bool) -> None:
-        temporary = self.positions_path.with_name(self.positions_path.name + ".new")
-        try:
-            with temporary.open("wb") as file:
-                file.write(msgspec.json.encode(self.positions))
-                if durable:
-                    file.flush()
-                    os.fsync(file.fileno())
-            temporary.replace(self.positions_path)
-        except OSError as error:
-            raise TailError(f"cannot write {self.positions_path}: {error.strerror}") from error
+    def _parse(self, data: bytes) -> list[T | Damage]:
+        """The records, and the damage between them."""
+        records, end = read_undamaged(data, self.decoder)
+        items: list[T | Damage] = [*records]
+        if end < len(data):
+            items += (
+                item._replace(offset=end + item.offset) if isinstance(item, Damage) else item
+                for item in read_records(BytesIO(data[end:]), self.decoder)
+            )
+        return items
 
 
-def make_batch(log_file: LogFile, start: int, end: int, items: list[AnyRecord | Damage], again: bool = False) -> Batch:
+def make_batch(log_file: LogFile, start: int, end: int, items: list[T | Damage], again: bool = False) -> Batch[T]:
     records = [item for item in items if not isinstance(item, Damage)]
     damage = [item._replace(offset=start + item.offset) for item in items if isinstance(item, Damage)]
     return Batch(log_file.path, log_file.identity, start, end, records, damage, again)
@@ -322,3 +299,82 @@ def read_at(file: BufferedIOBase, offset: int, length: int) -> tuple[bytes, str]
     except (EOFError, zlib.error, OSError) as error:
         return b"".join(pieces), str(error)
     return b"".join(pieces), ""
+
+
+# The positions in a file
+
+
+class _Content(msgspec.Struct):
+    """The position file, JSON."""
+
+    v: int = 1
+    files: dict[str, Mark] = {}
+    sending: Sending | None = None
+
+
+class PositionFile:
+    """Positions in the file at `path`, of one process at a time. Raises TailError."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._absent: dict[str, int] = {}
+        self._lock_fd = self._lock()
+        content = self._load()
+        self.files = content.files
+        self.sending = content.sending
+
+    def close(self) -> None:
+        os.close(self._lock_fd)
+
+    def mark(self, identity: str) -> Mark:
+        return self.files.setdefault(identity, Mark())
+
+    def note_present(self, identities: Container[str]) -> None:
+        """Drop the positions of files that are gone for long."""
+        for identity in list(self.files):
+            self._absent[identity] = 0 if identity in identities else self._absent.get(identity, 0) + 1
+            if self._absent[identity] > ABSENT_SCANS_MAX:
+                del self.files[identity], self._absent[identity]
+
+    def _lock(self) -> int:
+        path = self.path.with_name(self.path.name + ".lock")
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        except OSError as error:
+            raise TailError(f"cannot write {path}: {error.strerror}; choose another position file") from error
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(fd)
+            if error.errno != errno.EWOULDBLOCK:
+                raise
+            message = f"another process reads with the positions in {self.path}; stop it first"
+            raise TailError(message) from None
+        return fd
+
+    def _load(self) -> _Content:
+        try:
+            content = msgspec.json.decode(self.path.read_bytes(), type=_Content)
+            if content.v != 1:
+                raise msgspec.ValidationError(f"version {content.v} is not known here")
+        except FileNotFoundError:
+            return _Content()
+        except OSError as error:
+            raise TailError(f"cannot read {self.path}: {error.strerror}") from error
+        except (msgspec.DecodeError, msgspec.ValidationError) as error:
+            raise TailError(
+                f"{self.path} is no position file ({error}); move it away, and all is read from the start"
+            ) from error
+        return content
+
+    def save(self, *, durable: bool) -> None:
+        temporary = self.path.with_name(self.path.name + ".new")
+        try:
+            with temporary.open("wb") as file:
+                file.write(msgspec.json.encode(_Content(1, self.files, self.sending)))
+                if durable:
+                    file.flush()
+                    os.fsync(file.fileno())
+            temporary.replace(self.path)
+        except OSError as error:
+            raise TailError(f"cannot write {self.path}: {error.strerror}") from error
