@@ -13,7 +13,7 @@ from adcore.errors import SourceError
 from adcore.sources.archive import TableArchive
 
 # Workers swap tables within a second or two of each other, so records of two alternate. 100,000 creatives take 200 MB.
-TABLES_MAX = 4
+TABLES_MAX = 2
 
 
 class Tables:
