@@ -275,6 +275,48 @@ def test_what_cannot_be_read_is_named(site: Site, tmp_path: Path) -> None:
     assert done.returncode == 2
 
 
+# A moment in the past
+
+
+@pytest.mark.parametrize("kind", [Impression, Unfilled])
+def test_a_logged_answer_is_explained(site: Site, kind: type[Answer]) -> None:
+    record = next(r for r in answers_of(site.logs["msgpack"]) if isinstance(r, kind) and r.placement != "nowhere")
+    arguments = ("--archive", str(site.tables), "--log", *map(str, site.logs.values()), f"id={record.id}")
+    told = adctl("explain", "--json", *arguments)
+    assert told.returncode == 0, told.stderr
+    explained = json.loads(told.stdout)
+    assert (explained["placement"], explained["revision"]) == (record.placement, record.revision)
+    assert (explained["id"], explained["time"]) == (record.id, record.time)
+    against = {candidate["campaign"]: candidate.get("reasons", []) for candidate in explained["candidates"]}
+    assert against.keys() == {"plain", "phones", "capped", "reached", "slow", "words", "early", "paused"}
+    for name, reason in record.excluded.items():
+        assert reason in against[name]
+    if isinstance(record, Impression):
+        assert explained["shown"] == {"campaign": record.campaign, "creative": record.creative}
+        chances = {k: v for candidate in explained["candidates"] for k, v in candidate.get("creatives", {}).items()}
+        assert chances[record.creative] == pytest.approx(record.chance)
+    else:
+        assert explained["shown"] is None
+    as_text = adctl("explain", *arguments).stdout
+    assert ("nothing was shown" in as_text) == (kind is Unfilled)
+
+
+def test_an_answer_that_cannot_be_explained_says_why(site: Site, tmp_path: Path) -> None:
+    log = str(site.logs["json"])
+    record = answers_of(site.logs["json"])[0]
+    for arguments, status, why in (
+        (("--log", log), 2, "with --log say which answer"),
+        (("--log", log, "id=0"), 1, "has the id 0"),
+        (("--log", str(tmp_path / "none"), "id=0"), 2, "none: No such file"),
+        (("--archive", str(tmp_path), "--log", log, f"id={record.id}"), 1, "has no revision"),
+    ):
+        told = adctl("explain", *arguments)
+        assert (told.returncode, why in told.stderr) == (status, True), told.stderr
+    forged = write(tmp_path / "forged", [msgspec.structs.replace(record, excluded={"x": "y"})])
+    told = adctl("explain", "--archive", str(site.tables), "--log", str(forged), f"id={record.id}")
+    assert (told.returncode, "makes no sense" in told.stderr) == (1, True)
+
+
 # Shares and other weights
 
 

@@ -223,7 +223,6 @@ class Collector:
         tally = self._aggregator.tally
         if self._refusals is not None:
             tally.refusals = self._refusals.counts
-            self._say_without_table(self._refusals)
         try:
             self.repeated += self.store.run(
                 lambda db: results.add_tally(
@@ -239,6 +238,7 @@ class Collector:
         self._aggregator.tally = results.Tally()
         if self._refusals is not None:
             self._refusals.counts.clear()
+            self._say_without_table(self._refusals)
         self._positions.note_stored()
         self.records += records
         self.damaged += damaged

@@ -86,6 +86,8 @@ class Refusals:
 
     def add(self, answers: Iterable[Answer]) -> None:
         for answer in answers:
+            if not answer.generation:
+                continue  # of before there were archives
             tables, why = self._tables.of(answer)
             if why:
                 self.without_table += 1

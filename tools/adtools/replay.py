@@ -10,7 +10,6 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
@@ -26,7 +25,7 @@ from adcore.deliverylog.record import Answer, AnyRecord, Click, Impression, Unfi
 from adcore.errors import ConfigError
 from adtools import audit, weighting
 from adtools.inventory import read_document
-from adtools.log import open_with_progress
+from adtools.log import open_with_progress, time_text
 from adtools.tables import Tables, past_of
 
 REWARDS: dict[str, type[AnyRecord]] = {"click": Click, "view": View}
@@ -294,7 +293,7 @@ def as_lines(replay: Replay, verdicts: list[audit.Verdict], reward: str) -> Iter
     for name, damage in replay.damaged:
         yield f"{name}: {damage.length} bytes at {damage.offset} are no record: {damage.reason}"
     for one in replay.differences:
-        yield f"{one.file}: {_time_text(one.time)} {one.id} {one.placement}: {_what(one)}"
+        yield f"{one.file}: {time_text(one.time)} {one.id} {one.placement}: {_what(one)}"
     differing = sum(replay.differing.values())
     if differing > len(replay.differences):
         yield f"… and {differing - len(replay.differences)} more; see --show"
@@ -315,13 +314,6 @@ def _what(difference: Difference) -> str:
         name: json.dumps(value) for name, value in (("logged", difference.logged), ("decided", difference.decided))
     }
     return f"{difference.what} is {as_json['logged']} in the log and {as_json['decided']} decided again"
-
-
-def _time_text(time: float) -> str:
-    try:
-        return datetime.fromtimestamp(time, UTC).isoformat(timespec="milliseconds")
-    except (OverflowError, ValueError, OSError):
-        return repr(time)
 
 
 def _audit_lines(counted: audit.Audit, verdicts: list[audit.Verdict]) -> Iterator[str]:
