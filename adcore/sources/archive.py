@@ -79,11 +79,14 @@ class TableArchive:
         self._noted: Key | None = None
         self._note_again_wall = 0.0
 
-    def note_served(self, revision: Revision) -> bool:
-        """Remember that this one is still in use; False when it is not there. Raises SourceError."""
+    def note_served(self, revision: Revision) -> bool | None:
+        """Remember that this one is still in use; False when it is not there, None when it is too soon to look.
+
+        Raises SourceError.
+        """
         key, now = (revision.generation, revision.number), self._clock()
         if not self._days or (self._noted == key and now < self._note_again_wall):
-            return True
+            return None
         self._noted, self._note_again_wall = key, now + RETRY_S
         with self._writing() as now_ns:
             found = [entry for entry in self.entries() if entry.key == key]

@@ -141,7 +141,10 @@ class Reader:
         if self._archive is None or served is None:
             return
         try:
-            if self._archive.note_served(served):
+            is_there = self._archive.note_served(served)
+            if is_there:
+                self._note("archive")
+            if is_there is not False:
                 return
             kept = self._last_good.load()
         except SourceError as error:

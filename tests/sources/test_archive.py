@@ -184,7 +184,7 @@ def test_bytes_are_bounded_and_the_newest_stays(tmp_path: Path) -> None:
 def test_zero_days_keep_nothing(tmp_path: Path) -> None:
     tables = opened(tmp_path / "tables", days=0)
     tables.keep(rows(1))
-    assert tables.note_served(rows(1).revision)
+    assert tables.note_served(rows(1).revision) is None
     assert not tables.folder.exists()
 
 
