@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adcore.errors import SourceError
@@ -111,6 +111,7 @@ def test_folders_of_several_hosts_make_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [1, 2])
+@settings(max_examples=50, deadline=None)
 @given(data=st.data())
 def test_a_changed_byte_is_found_out(
     number: int, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory

@@ -35,8 +35,8 @@ PARTITION BY toYYYYMM(toDateTime(time))
 ORDER BY (intDiv(toInt64(time), 3600), type, placement, id, time, host);
 
 -- Views and clicks that count: of an impression the first, and then each that comes `window_s` or more after the last
--- that counted. A robot's does not hide a visitor's own. A link works for a day (--token-lifetime) after its impression,
--- so whatever bears on an event of the span is less than a day older.
+-- that counted. A robot's does not hide a visitor's own. A link works for a day (--token-lifetime), so whatever bears on
+-- an event of the span is less than a day older.
 CREATE VIEW IF NOT EXISTS counted_events AS
 SELECT type, ivt, at.1 AS time, at.2 AS placement, at.3 AS campaign, at.4 AS creative, at.5 AS device, at.6 AS country
 FROM
