@@ -5,10 +5,10 @@ nothing else. `decide_again` makes it, `first_reasons` says what each other cand
 `explain` for that moment.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from adcore.core.adtable import AdTable
+from adcore.core.adtable import AdTable, PlacementIndex
 from adcore.core.calendar import Moment
 from adcore.core.decision import NOBODY, NOTHING, Eligible, Explanation, explain, find_eligible
 from adcore.core.facts import Facts
@@ -47,27 +47,28 @@ def first_reasons(table: AdTable, past: Past) -> dict[str, Reason]:
     if index is None:
         return {}
     reasons = dict(index.absent)
+    for reason, mask in fallen(index, past):
+        reasons.update(dict.fromkeys(index.ids_in(mask), reason))
+    return reasons
 
-    def refuse(reason: Reason, mask: int) -> None:
-        if mask:
-            reasons.update(dict.fromkeys(index.ids_in(mask), reason))
 
+def fallen(index: PlacementIndex, past: Past) -> Iterator[tuple[Reason, int]]:
+    """The same as masks of the index's campaigns, without those that it has as absent: for many answers at once."""
     window = index.window_at(past.moment.time)
-    refuse(Reason.NOT_STARTED, window.early)
-    refuse(Reason.ENDED, window.late)
+    yield Reason.NOT_STARTED, window.early
+    yield Reason.ENDED, window.late
     left = window.running
     for facet, accepting in index.targeting.accepting(past.facts, past.moment):
-        refuse(facet, left & ~accepting)
+        yield facet, left & ~accepting
         left &= accepting
     for campaign_id, why in past.excluded.items():
         position = index.positions.get(campaign_id)
         if position is not None and left >> position & 1:
-            reasons[campaign_id] = Reason(why)
+            yield Reason(why), 1 << position
             left ^= 1 << position
     live = next((left & tier for tier in index.tiers if left & tier), 0)
-    refuse(Reason.LOWER_PRIORITY, left ^ live)
-    refuse(Reason.LOST_DRAW, live)
-    return reasons
+    yield Reason.LOWER_PRIORITY, left ^ live
+    yield Reason.LOST_DRAW, live
 
 
 def _kept_back(excluded: Mapping[str, str]) -> tuple[Mapping[str, Reason], frozenset[str], frozenset[str]]:

@@ -222,7 +222,7 @@ class Collector:
             return False
         tally = self._aggregator.tally
         if self._refusals is not None:
-            tally.refusals = self._refusals.counts
+            tally.refusals = self._refusals.counts()
         try:
             self.repeated += self.store.run(
                 lambda db: results.add_tally(
@@ -237,7 +237,7 @@ class Collector:
             return True
         self._aggregator.tally = results.Tally()
         if self._refusals is not None:
-            self._refusals.counts.clear()
+            self._refusals.clear()
             self._say_without_table(self._refusals)
         self._positions.note_stored()
         self.records += records

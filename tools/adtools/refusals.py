@@ -9,8 +9,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import date
 
+from adcore.core.adtable import PlacementIndex
 from adcore.core.calendar import Calendar
-from adcore.core.hindsight import first_reasons
+from adcore.core.hindsight import fallen
 from adcore.core.reason import Reason
 from adcore.deliverylog.record import RECORDS, Answer, Decoder, Impression
 from adcore.sources.results import RefusalKey
@@ -73,13 +74,17 @@ def _chosen_among(records: Sequence[AnyCounted]) -> list[int]:
 
 
 class Refusals:
-    """Counts answers of the sample, whose tables are in an archive, by the days of `calendar`."""
+    """Counts answers of the sample, whose tables are in an archive, by the days of `calendar`.
+
+    Campaigns are counted together, by masks of their placement's index, and told apart only when they are taken.
+    """
 
     def __init__(self, tables: Tables, calendar: Calendar) -> None:
         self._tables = tables
         self._calendar = calendar
-        self.counts: Counter[RefusalKey] = Counter()
-        """May be taken away and replaced."""
+        self._answers: Counter[tuple[int, PlacementIndex]] = Counter()
+        self._fallen: Counter[tuple[int, PlacementIndex, Reason, int]] = Counter()
+        self._shown: Counter[tuple[int, PlacementIndex, str]] = Counter()
         self.without_table = 0
         """Answers that nothing can be said about."""
         self.why = ""
@@ -93,12 +98,38 @@ class Refusals:
                 self.without_table += 1
                 self.why = why
                 continue
+            index = tables[0].placements.get(answer.placement)
+            if index is None:
+                continue
             try:
-                reasons = first_reasons(tables[0], past_of(answer))
+                reasons = [(reason, mask) for reason, mask in fallen(index, past_of(answer)) if mask]
             except ValueError:
                 continue  # a reason of a later version's, say; replay names it
-            shown = answer.campaign if isinstance(answer, Impression) else None
-            day = date.fromordinal(self._calendar.moment(answer.time).day).isoformat()
-            for campaign, reason in reasons.items():
-                if campaign != shown or reason is not Reason.LOST_DRAW:
-                    self.counts[day, campaign, answer.placement, reason.value] += SAMPLE
+            day = self._calendar.moment(answer.time).day
+            self._answers[day, index] += 1
+            for reason, mask in reasons:
+                self._fallen[day, index, reason, mask] += 1
+            if isinstance(answer, Impression):
+                self._shown[day, index, answer.campaign] += 1
+
+    def counts(self) -> dict[RefusalKey, int]:
+        """Requests since the last `clear`."""
+        counts: Counter[RefusalKey] = Counter()
+
+        def count(day: int, campaign: str, index: PlacementIndex, reason: Reason, answers: int) -> None:
+            counts[date.fromordinal(day).isoformat(), campaign, index.placement.id, reason.value] += answers * SAMPLE
+
+        for (day, index), answers in self._answers.items():
+            for campaign, reason in index.absent.items():
+                count(day, campaign, index, reason, answers)
+        for (day, index, reason, mask), answers in self._fallen.items():
+            for campaign in index.ids_in(mask):
+                count(day, campaign, index, reason, answers)
+        for (day, index, campaign), answers in self._shown.items():
+            # Whoever was shown was in the draw, and did not lose it.
+            count(day, campaign, index, Reason.LOST_DRAW, -answers)
+        return {key: requests for key, requests in counts.items() if requests > 0}
+
+    def clear(self) -> None:
+        for counted in (self._answers, self._fallen, self._shown):
+            counted.clear()
