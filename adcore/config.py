@@ -79,6 +79,9 @@ class Config:
     log_format: Literal["msgpack", "json"]
     log_queue_bytes: int
     spool_dir: Path
+    archive_dir: Path
+    archive_days: float
+    archive_bytes: int
 
     state_dir: Path
     pid_file: Path | None

@@ -404,7 +404,7 @@ class Delivery:
     def _use(self, table: AdTable) -> None:
         """Keep the cases of the placements that are the same in both tables."""
         before, self._table = self._table, table
-        self._of_table = self.queue.form.fields({"revision": table.revision})
+        self._of_table = self.queue.form.fields({"generation": table.generation, "revision": table.revision})
         if before is None:
             return
         kept = []
@@ -505,6 +505,7 @@ class Delivery:
                 placement=refusal.placement,
                 reason=refusal.reason,
                 reasons=dict(refusal.dropped),
+                generation=self._table.generation,
                 revision=self._table.revision,
                 host=self.host,
                 device=facts.device,

@@ -97,6 +97,7 @@ FIXED_SETTINGS = (
         "memcached_prefix",
     ),
     *("log", "log_format", "log_queue_bytes", "spool_dir", "state_dir", "pid_file", "workers"),
+    *("archive_dir", "archive_days", "archive_bytes"),
     *("header_timeout", "idle_timeout"),
     "click_window",
 )
@@ -314,9 +315,14 @@ class Server:
         labels = {"store": open_store(config.source).label}
         if config.memcached is not None:
             labels["snapshot"] = f"memcached {config.memcached}"
-        labels["disk"] = last_good.label
+        labels |= {"disk": last_good.label, "archive": str(config.archive_dir)}
         return Refresher(
-            Loader(Sources(config.source, config.memcached, config.memcached_prefix, owner, str(last_good.path))),
+            Loader(
+                Sources(
+                    *(config.source, config.memcached, config.memcached_prefix, owner, str(last_good.path)),
+                    *(str(config.archive_dir), config.archive_days, config.archive_bytes),
+                )
+            ),
             last_good,
             labels=labels,
             use=self._use_table,

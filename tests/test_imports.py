@@ -43,6 +43,7 @@ ONLY_IN = {
     "sqlite3": {"adcore.sources.sqlite"},
     "pymemcache": {"adcore.sources.snapshot"},
     "httptools": {"adcore.http1.request", "adcore.http1.plain"},
+    "backports": {"adcore.sources.archive"},
     "maxminddb": {"adcore.geoip"},
     "uvloop": {"adcore.server"},
     "prometheus_client": {"adcore.control.metrics"},

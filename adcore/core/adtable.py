@@ -333,6 +333,7 @@ class AdTable:
         "campaigns",
         "caps",
         "creatives",
+        "generation",
         "limited",
         "placements",
         "rejected",
@@ -348,7 +349,10 @@ class AdTable:
         limited: Mapping[str, Campaign],
         caps: Caps,
         placements: Mapping[str, PlacementIndex],
+        generation: str = "",
     ) -> None:
+        self.generation = generation
+        """Of the store that `revision` is one of; "" when unknown."""
         self.revision = revision
         self.rejected = rejected
         self.campaigns = campaigns
@@ -367,10 +371,10 @@ class AdTable:
 EMPTY = AdTable(0, (), {}, Creatives([{} for _ in range(PARTS)]), {}, {}, {})
 
 
-def build_table(document: object, *, revision: int) -> AdTable:
+def build_table(document: object, *, revision: int, generation: str = "") -> AdTable:
     """Compile a document (the JSON form of the inventory). Bad rows are left out and named in `rejected`."""
     inventory, rejected = check_inventory(document)
-    return finish(change_table(EMPTY, revision, inventory.placements, inventory.campaigns, rejected))
+    return finish(change_table(EMPTY, revision, inventory.placements, inventory.campaigns, rejected, generation))
 
 
 def finish(steps: Steps[T]) -> T:
@@ -389,6 +393,7 @@ def change_table(
     placements: Sequence[Placement],
     campaigns: Sequence[Campaign],
     rejected: tuple[Problem, ...],
+    generation: str = "",
 ) -> Steps[AdTable]:
     """Another table, which shares with `before` what is the same in both, and is otherwise as if built anew.
 
@@ -422,7 +427,7 @@ def change_table(
                 caps[campaign_key(campaign.id)] = Cap(cap.impressions, cap.seconds, campaign.id)
         yield
     indexes = yield from _index(before, placements, campaigns, there, new, gone)
-    return AdTable(revision, rejected, there, creatives, limited, caps, indexes)
+    return AdTable(revision, rejected, there, creatives, limited, caps, indexes, generation)
 
 
 def let_go(table: AdTable, successor: AdTable) -> Steps[None]:

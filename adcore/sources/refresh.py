@@ -248,5 +248,5 @@ class Refresher:
             return None
         self.healths["disk"].note_ok(self._clock())
         rows, kept_wall = kept
-        table = build_table(rows.document, revision=rows.revision.number)
+        table = build_table(rows.document, revision=rows.revision.number, generation=rows.revision.generation)
         return table, digests(table.campaigns.values()), rows.revision, kept_wall

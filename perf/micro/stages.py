@@ -210,7 +210,7 @@ def record(parts: Parts) -> Stage:
     values, impression_id = msgspec.structs.asdict(sample), sample.id.encode()
     shared = [
         form.fields({name: values[name] for name in names})
-        for names in (["revision"], AD_FIELDS, VISITOR_FIELDS, ["ip"], ["user"])
+        for names in (["generation", "revision"], AD_FIELDS, VISITOR_FIELDS, ["ip"], ["user"])
     ]
 
     of_table, of_ad, of_visitor, ip, user = shared

@@ -14,6 +14,7 @@ import pytest
 
 from adcore.core.adtable import EMPTY, AdTable, finish
 from adcore.sources import open_store
+from adcore.sources.archive import TableArchive
 from adcore.sources.lastgood import LastGood
 from adcore.sources.loader import Loader, LoaderError, Sources
 from adcore.sources.reader import Answer, Ask, Reader, apply_offer
@@ -38,7 +39,7 @@ def url(tmp_path: Path) -> str:
 @pytest.fixture
 def loader(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Loader]:
     monkeypatch.setenv("PYTHONPATH", environment()["PYTHONPATH"])
-    loader = Loader(Sources(url, None, "", "", str(tmp_path / "rows")))
+    loader = Loader(Sources(url, None, "", "", str(tmp_path / "rows"), str(tmp_path / "tables"), 1.0, 1 << 30))
     yield loader
     loader.close()
     loader._end()
@@ -67,7 +68,8 @@ def is_there(pid: int) -> bool:
 
 
 def test_it_answers_as_a_reader_does(loader: Loader, url: str, tmp_path: Path) -> None:
-    reader = Reader(open_store(url), None, LastGood(tmp_path / "other"))
+    archive = TableArchive(tmp_path / "tables", days=1, bytes_max=1 << 30)
+    reader = Reader(open_store(url), None, LastGood(tmp_path / "other"), archive)
     mine, its = reader.look(NOTHING), loader.look(NOTHING)
     assert its == mine
     table = after(EMPTY, *its)
@@ -189,7 +191,7 @@ def test_a_stopped_driver_does_not_keep_it_alive(url: str, tmp_path: Path) -> No
     writer = sqlite3.connect(url.removeprefix("sqlite://"), isolation_level=None)
     writer.execute("PRAGMA locking_mode = EXCLUSIVE")
     writer.execute("BEGIN EXCLUSIVE")
-    sources = Sources(url, None, "", "", str(tmp_path / "rows"))
+    sources = Sources(url, None, "", "", str(tmp_path / "rows"), str(tmp_path / "tables"), 1.0, 1 << 30)
     program = (
         "import sys, msgspec; from adcore.sources.loader import *; from adcore.sources.reader import Ask\n"
         "loader = Loader(msgspec.json.decode(sys.argv[1], type=Sources)); loader._start()\n"

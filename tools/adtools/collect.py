@@ -22,8 +22,10 @@ from adcore.core.calendar import Calendar
 from adcore.errors import ConfigError, SourceError
 from adcore.sources import Store, open_store, results
 from adcore.sources.results import Overtaken, Progress
-from adtools.aggregate import COUNTED, Aggregator, AnyCounted
+from adtools.aggregate import Aggregator, AnyCounted
 from adtools.progress import progress_bar
+from adtools.refusals import Refusals, Sampling
+from adtools.tables import Tables
 from adtools.tail import Mark, Sending, Tail
 
 EPILOG = """\
@@ -58,6 +60,9 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("files", metavar="FILE", nargs="+", type=Path, help="a delivery log, in either form")
     parser.add_argument("--follow", action="store_true", help="go on until TERM or INT")
     parser.add_argument("--source", metavar="URL", help="the store (default: the server's)")
+    parser.add_argument(
+        "--archive", metavar="DIR", type=Path, help="the tables that were served (default: the server's)"
+    )
     parser.add_argument("--time-zone", metavar="ZONE", help="of hours and days (default: the server's)")
     parser.add_argument(
         "--click-window",
@@ -70,11 +75,13 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     given = {name: getattr(args, name) for name in ("time_zone", "click_window") if getattr(args, name) is not None}
     config = load_config(given)
+    # Without an archive, as on a host that only gathers logs, all else is counted.
+    archive = args.archive or (config.archive_dir if config.archive_days else None)
     store = open_store(args.source)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    collector = Collector(args.files, store, Calendar(config.time_zone), config.click_window, say, stop.wait)
+    collector = Collector(args.files, store, Calendar(config.time_zone), config.click_window, say, stop.wait, archive)
     try:
         if args.follow:
             collector.follow()
@@ -130,7 +137,8 @@ class StorePositions:
 class Collector:
     """Counts the logs at `paths` into `store`.
 
-    `wait(seconds)` waits, and says whether it is time to stop. `say` is told what a person should know.
+    `wait(seconds)` waits, and says whether it is time to stop. `say` is told what a person should know. With the
+    `archive` of the tables that were served, why campaigns were not shown is counted too.
     """
 
     def __init__(
@@ -141,6 +149,7 @@ class Collector:
         window_s: float,
         say: Callable[[str], object],
         wait: Callable[[float], bool],
+        archive: Path | None = None,
     ) -> None:
         self.paths = paths
         self.store = store
@@ -153,6 +162,8 @@ class Collector:
         self.damaged = 0
         self._tails: list[Tail[AnyCounted]] = []
         self._said_overtaken = False
+        self._said_without_table = False
+        self._tables = None if archive is None else Tables(archive)
         self._start_over()
 
     def close(self) -> None:
@@ -198,6 +209,8 @@ class Collector:
                 for damage in batch.damage:
                     self.say(f"{batch.path}: {damage.length} bytes at {damage.offset} are no record: {damage.reason}")
                 self._aggregator.add(batch.records)
+                if self._refusals is not None:
+                    self._refusals.add(self._sampling.take())
                 tail.commit(batch)
                 on_read(batch.end - batch.start)
                 read_bytes += batch.end - batch.start
@@ -208,6 +221,8 @@ class Collector:
         if not progress:
             return False
         tally = self._aggregator.tally
+        if self._refusals is not None:
+            tally.refusals = self._refusals.counts()
         try:
             self.repeated += self.store.run(
                 lambda db: results.add_tally(
@@ -221,6 +236,9 @@ class Collector:
             self._start_over()
             return True
         self._aggregator.tally = results.Tally()
+        if self._refusals is not None:
+            self._refusals.clear()
+            self._say_without_table(self._refusals)
         self._positions.note_stored()
         self.records += records
         self.damaged += damaged
@@ -231,4 +249,11 @@ class Collector:
         self.close()
         self._positions = StorePositions(self.store)
         self._aggregator = Aggregator(self.calendar)
-        self._tails = [Tail(path, self._positions, COUNTED) for path in self.paths]
+        self._sampling = Sampling()
+        self._refusals = None if self._tables is None else Refusals(self._tables, self.calendar)
+        self._tails = [Tail(path, self._positions, self._sampling) for path in self.paths]
+
+    def _say_without_table(self, refusals: Refusals) -> None:
+        if refusals.without_table and not self._said_without_table:
+            self.say(f"why campaigns were not shown is not counted for some requests: {refusals.why}")
+            self._said_without_table = True
