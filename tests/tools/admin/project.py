@@ -32,6 +32,8 @@ from django.test.utils import setup_test_environment  # noqa: E402
 
 from adtools.admin.users import make_user  # noqa: E402
 
+# A hash that is safe takes half a second.
+settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 setup_test_environment()  # answers have the context that they were drawn from
 
 

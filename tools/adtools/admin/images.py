@@ -57,6 +57,8 @@ def decode_image(file: IO[bytes], size: tuple[int, int]) -> EncodedImage:
                 return _encode(image, size)
     except ImageError:
         raise
+    except Image.DecompressionBombError as error:
+        raise ImageError("The image has more pixels than any creative") from error
     # Of damaged files Pillow's decoders raise whatever their reading comes upon.
     except Exception as error:
         raise ImageError("The file is no PNG, JPEG, WebP or GIF image, or a damaged one") from error
@@ -70,12 +72,12 @@ def _encode(image: Image.Image, size: tuple[int, int]) -> EncodedImage:
         raise ImageError(f"The image has {image.width} × {image.height} pixels, more than any creative")
     if frames > FRAMES_MAX or (frames > 1 and frames * image.width * image.height > ANIMATION_PIXELS_MAX):
         raise ImageError(f"The animation is too long: {frames} frames of {image.width} × {image.height} pixels")
+    # A photograph may lie on its side; only its decoder knows, after the last pixel.
+    if not (_fits(image, size) or _fits(image, size[::-1])):
+        raise _misfit(image, size)
     content, shown = BytesIO(), ImageOps.exif_transpose(image) if frames == 1 else image
-    if not any(shown.size == (size[0] * scale, size[1] * scale) for scale in SCALES):
-        raise ImageError(
-            f"The image has {shown.width} × {shown.height} pixels, and the creative is {size[0]} × {size[1]}: "
-            "make it that, or two or three times as large"
-        )
+    if not _fits(shown, size):
+        raise _misfit(shown, size)
     if frames == 1:
         _bare(shown, image.format).save(content, image.format, **_options(image.format))
     else:
@@ -94,8 +96,19 @@ def _encode(image: Image.Image, size: tuple[int, int]) -> EncodedImage:
     return EncodedImage(name, _TYPES[image.format], encoded, shown.width, shown.height)
 
 
+def _fits(image: Image.Image, size: tuple[int, int]) -> bool:
+    return any(image.size == (size[0] * scale, size[1] * scale) for scale in SCALES)
+
+
+def _misfit(image: Image.Image, size: tuple[int, int]) -> ImageError:
+    return ImageError(
+        f"The image has {image.width} × {image.height} pixels, and the creative is {size[0]} × {size[1]}: "
+        "make it that, or two or three times as large"
+    )
+
+
 def _bare(image: Image.Image, image_format: str) -> Image.Image:
-    """The pixels alone, in a mode that the format writes. Colours of a profile of its own become sRGB's numbers."""
+    """The pixels alone, in a mode that the format writes. A colour profile goes too: browsers take them for sRGB."""
     has_alpha = image.has_transparency_data and image_format != "JPEG"
     bare = image.convert("RGBA" if has_alpha else "RGB")
     bare.info = {"duration": image.info.get("duration", 100)}
