@@ -23,6 +23,20 @@ def program(name: str, package: str) -> str:
     return found
 
 
+def npm_packages(folder: Path, package: str) -> Path:
+    """The node_modules of a folder, with this package and all else of its package-lock.json."""
+    modules = folder / "node_modules"
+    if not (modules / package).exists():
+        subprocess.run(
+            [program("npm", "npm"), "ci", "--no-audit", "--no-fund"],
+            cwd=folder,
+            check=True,
+            capture_output=True,
+            timeout=300,
+        )
+    return modules
+
+
 def answers(path: Path) -> bool:
     with socket.socket(socket.AF_UNIX) as probe:
         try:

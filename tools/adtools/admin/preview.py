@@ -77,4 +77,6 @@ def _frame(creative: CheckedCreative) -> HttpResponse:
 
 
 def _refuse(request: HttpRequest, messages: list[str]) -> HttpResponse:
-    return render(request, "adtools/no_preview.html", {"messages": messages})
+    response = render(request, "adtools/no_preview.html", {"messages": messages})
+    response.headers[HEADER] = "sandbox; default-src 'none'; frame-ancestors 'self'"
+    return response

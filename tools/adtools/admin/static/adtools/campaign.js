@@ -3,27 +3,34 @@
 "use strict";
 {
     const PAUSE_MS = 400;
+    let previews = 0;
     const FORMATS = ["image", "text", "html", "native"];
 
     const fieldOf = (creative, name) => creative.querySelector(`[name$="-${name}"]`);
 
-    function showFormat(creative) {
+    // An error beside a field that is not shown would be a riddle; once the format changes it is gone.
+    function showFormat(creative, withErrors) {
         const chosen = fieldOf(creative, "format").value;
         for (const format of FORMATS) {
             const fieldset = creative.querySelector(`fieldset.for-${format}`);
-            // Never hide an error.
-            if (fieldset) fieldset.classList.toggle("other-format", format !== chosen && !fieldset.querySelector(".errors"));
+            if (!fieldset) continue;
+            const shown = format === chosen || (withErrors && fieldset.querySelector(".errors"));
+            fieldset.classList.toggle("other-format", !shown);
         }
     }
 
     // Sends the creative's fields to the frame, in a form of their own.
     function preview(creative) {
         const box = creative.querySelector(".preview");
-        const frame = box.querySelector("iframe");
+        // A frame of its own each time: one that has loaded keeps the name that it had then.
+        const frame = box.querySelector("iframe").cloneNode();
         const [width, height] = fieldOf(creative, "size").value.split("x");
         frame.width = width || 300;
         frame.height = height || 60;
-        frame.name = `preview-${creative.id}`;
+        frame.name = `preview-${++previews}`;
+        frame.loading = "eager";
+        frame.removeAttribute("src");
+        box.querySelector("iframe").replaceWith(frame);
         const form = document.createElement("form");
         form.method = "post";
         form.enctype = "multipart/form-data";
@@ -48,18 +55,18 @@
         }
         document.body.append(form);
         form.submit();
-        form.remove();
+        setTimeout(() => form.remove()); // a form that is gone is not sent
     }
 
     function follow(creative) {
         if (!fieldOf(creative, "format") || !creative.querySelector("[data-preview-url]")) return;
         let timer;
-        creative.addEventListener("input", () => {
-            showFormat(creative);
+        creative.addEventListener("input", (event) => {
+            if (event.target === fieldOf(creative, "format")) showFormat(creative, false);
             clearTimeout(timer);
             timer = setTimeout(preview, PAUSE_MS, creative);
         });
-        showFormat(creative);
+        showFormat(creative, true);
     }
 
     document.addEventListener("DOMContentLoaded", () => {
