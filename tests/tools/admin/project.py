@@ -58,6 +58,12 @@ def use_store(source: str, document: dict[str, Any], folder: Path, **options: An
     )
 
 
+def with_control(control: str) -> Options:
+    """The options of this test's store, and the control listener of a server."""
+    options: Options = settings.ADCORE
+    return replace(options, control=control)
+
+
 @cache
 def _migrated_file() -> Path:
     folder = Path(tempfile.mkdtemp())
