@@ -268,7 +268,7 @@ class CampaignAdmin(InventoryAdmin):
 
     @admin.display(description="Campaign", ordering="name")
     def label(self, campaign: Campaign) -> SafeString:
-        return format_html('{} <span class="quiet">{}</span>', campaign.name, campaign.id)
+        return format_html('{} <span class="quiet">{}</span>', campaign.name or campaign.id, campaign.id)
 
     @admin.display(description="State", ordering="status")
     def state(self, campaign: Campaign) -> SafeString:
