@@ -137,10 +137,7 @@ def test_a_campaign_is_booked_and_deleted(source: str, editor: Client) -> None:
     after = revision(source)
     assert after.number > before
     assert after.confirmed == after.number
-    store = open_store(source)
-    store.load()
-    assert check_inventory(store.load().document)[1] == ()
-    store.close()
+    assert check_inventory(project.stored(source))[1] == ()
 
 
 @pytest.mark.parametrize(
