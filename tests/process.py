@@ -179,6 +179,13 @@ def serving_over(
         yield server
 
 
+def free_address() -> str:
+    """HOST:PORT that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
 def adctl(*args: str, stdin: str = "", **variables: str) -> "subprocess.CompletedProcess[str]":
     """Run adctl to its end."""
     return subprocess.run(

@@ -18,16 +18,10 @@ from adcore.deliverylog.reader import Damage, open_log, read_records
 from adcore.deliverylog.record import Impression
 from adcore.settings import SETTINGS
 from tests import services
-from tests.process import PATIENCE_S, Adcore, Answer, Connection, ask, serving, wait_for
+from tests.process import PATIENCE_S, Adcore, Answer, Connection, ask, free_address, serving, wait_for
 
 COUNTRIES = 'default ""; 127.0.0.2/32 JP; 127.0.0.3/32 DE;'
 HTTP_CONF = (services.NGINX_FILES / "adcore-http.conf").read_text()
-
-
-def free_address() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
 def ask_from(source: str, address: str, target: str, method: str = "GET", headers: Mapping[str, str] = {}) -> Answer:

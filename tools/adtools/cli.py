@@ -15,6 +15,7 @@ from adcore.config import load_config
 from adcore.errors import AdcoreError, ConfigError
 from adcore.version import version_text
 from adtools import check, collect, doctor, explain, forward, inventory, log, munin, replay, top
+from adtools.admin import command as admin
 
 EPILOG = """\
 a first round:
@@ -77,6 +78,6 @@ def argument_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=version_text())
     subparsers = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
-    for module in (inventory, explain, log, collect, replay, forward, top, check, munin, doctor):
+    for module in (inventory, explain, log, collect, replay, forward, top, check, munin, doctor, admin):
         module.add_parser(subparsers)
     return parser

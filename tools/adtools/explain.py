@@ -112,7 +112,12 @@ def decide_here(args: argparse.Namespace, pairs: list[tuple[str, str]]) -> list[
         calendar = Calendar(ZoneInfo(args.time_zone) if args.time_zone else load_config().time_zone)
     except (KeyError, ValueError):
         raise ExplainError(f"--time-zone: there is no zone {args.time_zone!r}") from None
-    store = open_store(args.source)
+    return explain_inventory(args.source, calendar, pairs)
+
+
+def explain_inventory(source: str, calendar: Calendar, pairs: list[tuple[str, str]]) -> list[dict[str, Any]]:
+    """What a server would say that has this store's inventory and has delivered nothing yet."""
+    store = open_store(source)
     try:
         rows = store.load()
     finally:
