@@ -166,20 +166,21 @@ KINDS = ("unix", "tcp", "fd")
 
 
 @contextmanager
-def serving_over(kind: str, state: Path, *args: str, launcher: Sequence[str] = ()) -> Iterator[Adcore]:
+def serving_over(kind: str, state: Path, *args: str, **variables: Any) -> Iterator[Adcore]:
     """`serving` on a socket of this kind: a unix path, TCP, or a descriptor that it inherits."""
     if kind == "unix":
-        with serving(state, *args, "--unix", f"{state}/ad.sock", launcher=launcher) as server:
+        with serving(state, *args, **variables) as server:
             yield server
         return
     with socket.create_server(("127.0.0.1", 0), backlog=1024) as sock:
         address = f"127.0.0.1:{sock.getsockname()[1]}"
         if kind == "fd":
-            fd = sock.fileno()
-            with serving(state, *args, "--fd", str(fd), pass_fds=(fd,), address=address, launcher=launcher) as server:
-                yield server
+            with serving(
+                state, *args, "--fd", str(sock.fileno()), pass_fds=(sock.fileno(),), address=address, **variables
+            ) as s:
+                yield s
             return
-    with serving(state, *args, "--port", address.rpartition(":")[2], address=address, launcher=launcher) as server:
+    with serving(state, *args, "--port", address.rpartition(":")[2], address=address, **variables) as server:
         yield server
 
 
