@@ -18,8 +18,7 @@ CONNECTS = 1000
 @pytest.mark.parametrize(("kind", "workers"), [("unix", 1), ("tcp", 1), ("fd", 1), ("unix", 2)])
 def test_a_thousand_connects_at_a_limit_of_256_descriptors(tmp_path: Path, kind: str, workers: int) -> None:
     launcher = ("prlimit", f"--nofile={LIMIT}")
-    args = ["--workers", str(workers), *(["--unix", f"{tmp_path}/state/ad.sock"] if kind == "unix" else [])]
-    with serving_over(kind, tmp_path / "state", *args, launcher=launcher) as server:
+    with serving_over(kind, tmp_path / "state", "--workers", str(workers), launcher=launcher) as server:
         if workers > 1:
             wait_for(lambda: [one["state"] for one in server.status()["workers"]] == ["serving"] * workers)
         with ExitStack() as crowd:
