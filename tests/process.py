@@ -45,6 +45,14 @@ class Connection(http.client.HTTPConnection):
             self.sock.connect(self.unix_path)
 
 
+def connect(address: str) -> socket.socket:
+    """A socket on which a test may send what it likes."""
+    connection = Connection(address)
+    connection.connect()
+    assert isinstance(connection.sock, socket.socket)
+    return connection.sock
+
+
 def ask(address: str, target: str, method: str = "GET", body: bytes | None = None, **headers: str) -> Answer:
     """One request on a connection of its own; `user_agent="x"` sends `User-Agent: x`."""
     connection = Connection(address)

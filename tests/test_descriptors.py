@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from adcore.server import DESCRIPTORS_SPARE
-from tests.process import Adcore, Connection, serving_over, wait_for
+from tests.process import Adcore, Connection, connect, serving_over, wait_for
 
 LIMIT = 256
 CONNECTS = 1000
@@ -38,13 +38,6 @@ def test_a_thousand_connects_at_a_limit_of_256_descriptors(tmp_path: Path, kind:
         assert server.stop() == 0
         assert "cannot accept" not in server.errors
         assert "Too many open files" not in server.errors
-
-
-def connect(address: str) -> socket.socket:
-    connection = Connection(address)
-    connection.connect()
-    assert isinstance(connection.sock, socket.socket)
-    return connection.sock
 
 
 def readable(connections: list[socket.socket]) -> list[socket.socket]:

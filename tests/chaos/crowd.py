@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.load import WRONG, Load, read_log
-from tests.process import KINDS, PATIENCE_S, Adcore, Connection, ask, environment, serving_over
+from tests.process import KINDS, PATIENCE_S, Adcore, Connection, ask, connect, environment, serving_over
 
 GET = b"GET /v1/decision?placement=top&kv.n=crowd HTTP/1.1\r\nHost: a\r\n\r\n"
 # The largest answer to the smallest request that is nobody's record.
@@ -207,7 +207,7 @@ class Slow:
     def __init__(self, address: str, kind: str, time_s: float) -> None:
         self.kind = kind
         at_once, self.every_second = SLOW[kind]
-        self.sock = connect(address)
+        self.sock = join(address)
         self.sock.sendall(at_once)
         self.end_monotonic = time.monotonic() + time_s + LATE_S
 
@@ -233,7 +233,7 @@ def be_the_crowd(address: str, slow: int, deaf: int, header_timeout_s: float, id
             # They are accepted in their order: when this one is answered, so are all before it. Linux drops without a
             # word what a TCP listener has no room for, and tries again seconds later.
             assert ask(address, "/ping").status == 200
-    full = [connect(address) for _ in range(deaf)]
+    full = [join(address) for _ in range(deaf)]
     for sock in full:
         # Until nothing more is taken, and never read.
         with contextlib.suppress(BlockingIOError, ConnectionError):
@@ -260,17 +260,13 @@ def be_the_crowd(address: str, slow: int, deaf: int, header_timeout_s: float, id
     sys.stdin.readline()
 
 
-def connect(address: str) -> socket.socket:
+def join(address: str) -> socket.socket:
     while True:
-        connection = Connection(address)
         with contextlib.suppress(BlockingIOError):  # more wait in a unix socket than it takes
-            connection.connect()
-            break
-        connection.close()
+            sock = connect(address)
+            sock.setblocking(False)
+            return sock
         time.sleep(0.01)
-    assert isinstance(connection.sock, socket.socket)
-    connection.sock.setblocking(False)
-    return connection.sock
 
 
 def main() -> int:

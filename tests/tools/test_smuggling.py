@@ -14,7 +14,7 @@ import pytest
 
 from tests import services
 from tests.http1.test_protocol import CORPUS, corpus
-from tests.process import KINDS, PATIENCE_S, Connection, serving, serving_over, wait_for
+from tests.process import KINDS, PATIENCE_S, connect, serving, serving_over, wait_for
 
 INNER = b"GET /v1/decision?placement=top&kv.n=smuggled HTTP/1.1\r\nHost: a\r\n\r\n"
 LINE = b"POST /v1/decision?placement=top HTTP/1.1\r\nHost: a\r\n"
@@ -108,13 +108,6 @@ def talk(sock: socket.socket, data: bytes) -> bytes:
     return received
 
 
-def connect_to(address: str) -> socket.socket:
-    connection = Connection(address)
-    connection.connect()
-    assert isinstance(connection.sock, socket.socket)
-    return connection.sock
-
-
 def answers(received: bytes) -> list[tuple[int, bool]]:
     """Each answer's status, and whether it ends the connection."""
     found = []
@@ -148,16 +141,16 @@ def test_framing_that_is_in_doubt_is_refused_and_nothing_after_it_answered(tmp_p
             fields = [length, coding]
             chance.shuffle(fields)
             raw = LINE + b"\r\n".join(fields) + b"\r\n\r\n" + CHUNK + INNER
-            got = answers(talk(connect_to(server.address), raw))
+            got = answers(talk(connect(server.address), raw))
             refused = len(got) == 1 and got[0][1] and 400 <= got[0][0] <= 501
             if refused == is_good(length, coding):
                 wrong.append((fields, got))
         for raw in DOUBTFUL:
-            got = answers(talk(connect_to(server.address), raw))
+            got = answers(talk(connect(server.address), raw))
             if not (len(got) == 1 and got[0][1] and 400 <= got[0][0] <= 505):
                 wrong.append(([raw[:200]], got))
         for raw in CLEAR:
-            got = answers(talk(connect_to(server.address), raw))
+            got = answers(talk(connect(server.address), raw))
             if [status for status, _ in got] != [200, 200]:
                 wrong.append(([raw], got))
         assert server.stop() == 0
@@ -169,7 +162,7 @@ def test_the_corpus_on_a_socket(tmp_path: Path, kind: str) -> None:
     wrong = []
     with serving_over(kind, tmp_path) as server:
         for name, accept, raw in corpus():
-            got = answers(talk(connect_to(server.address), raw + (b"" if accept else INNER)))
+            got = answers(talk(connect(server.address), raw + (b"" if accept else INNER)))
             # There is nothing at the paths of the corpus. What is not taken ends the connection.
             statuses = {status for status, _ in got}
             refused = not got or (got[-1][1] and got[-1][0] in (400, 411, 413, 414, 417, 431, 501, 505))
@@ -180,7 +173,7 @@ def test_the_corpus_on_a_socket(tmp_path: Path, kind: str) -> None:
             row = json.loads(line)
             raw = base64.b64decode(row["raw_b64"])
             if not row["has_host"] and b" HTTP/1.1\r\n" in raw.partition(b"\n")[0] + b"\n":
-                got = answers(talk(connect_to(server.address), raw))
+                got = answers(talk(connect(server.address), raw))
                 if got and got[0][0] < 400:
                     wrong.append((row["name"], got))
         assert server.stop() == 0
@@ -215,7 +208,7 @@ def test_adcore_never_counts_more_requests_than_nginx_forwarded(tmp_path: Path) 
         told: Counter[bytes] = Counter()
         for raw in [*CLEAR, *DOUBTFUL, *chance.sample(cases, 600)]:
             # nginx answers HTTP/0.9 in kind, without any head.
-            told.update(re.findall(rb"HTTP/1\.1 (\d+) ", talk(connect_to(f"unix:{front.path}"), raw)))
+            told.update(re.findall(rb"HTTP/1\.1 (\d+) ", talk(connect(f"unix:{front.path}"), raw)))
         # nginx writes its line when the answer has left.
         wait_for(lambda: forwarded() >= seen() - before, lambda: f"adcore {seen() - before}, nginx {forwarded()}")
         assert forwarded() > 50, "hardly anything passed"
