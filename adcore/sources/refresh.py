@@ -181,19 +181,17 @@ class Refresher:
             self._refused,
             self._known,
         )
-        # What a slow source answers may be as old as the question.
-        asked_monotonic = self._clock_monotonic()
         try:
             answer, parts = await self._in_thread(lambda: self._looker.look(ask))
             self._note(answer.notes)
             if answer.fresh:
-                self.table_monotonic = asked_monotonic
+                self.table_monotonic = answer.asked_monotonic
             if answer.why is not None:
                 log.warning("%s", answer.why)
                 self._refused, self.refused = answer.refused, answer.why
             if answer.offer is not None:
                 await self._take(answer.offer, parts)
-                self.table_monotonic = asked_monotonic
+                self.table_monotonic = answer.asked_monotonic
                 self._note(await self._in_thread(self._looker.keep))
         except LoaderError as error:
             log.error("%s", error)

@@ -117,8 +117,9 @@ class Process:
         self.clock_ahead_s = 0.0
         last_good = LastGood(path)
         labels = {"store": "store", **({"snapshot": "memcached"} if snapshot else {}), "disk": last_good.label}
+        client: Any = snapshot.of(str(path)) if snapshot else None
         self.refresher = Refresher(
-            Reader(store, snapshot.of(str(path)) if snapshot else None, last_good),  # type: ignore[arg-type]
+            Reader(store, client, last_good, clock_monotonic=lambda: self.now),
             last_good,
             labels=labels,
             use=self.use,
