@@ -14,7 +14,7 @@ import pytest
 
 from adcore.deliverylog.queue import RecordQueue
 from adcore.deliverylog.reader import Damage, read_records
-from adcore.deliverylog.record import FORMS, AnyRecord
+from adcore.deliverylog.record import FORMS, AnyRecord, Click
 from adcore.deliverylog.writer import LogWriter, open_log
 from adcore.errors import StartError
 from tests.records import click, view
@@ -146,7 +146,8 @@ def test_a_write_may_stop_at_any_byte(tmp_path: Path, form: str) -> None:
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_a_record_torn_at_any_byte_takes_no_shorter_one_behind_it_along(tmp_path: Path, form: str) -> None:
-    records = [msgspec.structs.replace(click(1), campaign="long" * 16), click(2), view(3)]
+    long: Click = msgspec.structs.replace(click(1), campaign="long" * 16)
+    records: list[AnyRecord] = [long, click(2), view(3)]
     theirs = FORMS[form].encode(view(99))
 
     async def main(stop: int) -> None:
