@@ -18,6 +18,7 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Executor
 from itertools import chain
 from pathlib import Path
 
@@ -80,8 +81,9 @@ class LogWriter:
         open: Open = open_log,
         write: Write = os.write,
         before_batch: Callable[[int], None] = lambda fd: None,
+        thread: Executor | None = None,
     ) -> None:
-        """`before_batch` is told the descriptor that the next records go to, in the writer's thread."""
+        """`before_batch` is told the descriptor that the next records go to, in `thread`, the writer's own."""
         self.queue = queue
         self.path = path
         self._before_batch = before_batch
@@ -95,7 +97,7 @@ class LogWriter:
         self._write = write
         self._fd = -1
         self._torn = False
-        self._thread = BackgroundThread("log-writer")
+        self._thread = thread or BackgroundThread("log-writer")
         self._wake = asyncio.Event()
         self._reopen_wanted = False
         self._closing = False
