@@ -7,8 +7,8 @@ seen from where the pieces came to lie, the record is written again whole. A fai
 pauses while the bounded queue holds what comes.
 
 USR1 means: drain what is waiting, close, open. If the open fails the old file stays in use. If the drain was stopped
-inside a record, that record is written whole after the reopening, and what came before it is a torn record. A file that
-ends within a line gets a line end first, so that a torn record never takes the next one with it.
+inside a record, that record is written whole after the reopening, and what came before it is a torn record. A line that
+was torn is ended with a mark first, so that it never takes the next record with it.
 """
 
 import asyncio
@@ -41,6 +41,9 @@ RETRY_S = (0.05, 0.1, 0.2, 0.5)
 Open = Callable[[Path], int]
 Write = Callable[[int, bytes], int]
 LINE_END = b"\n"
+# Ends a torn line so that it can't be taken for a record, even if nothing but its end was missing: that record is
+# written again, or counted as dropped.
+TORN = b" torn\n"
 
 
 def open_log(path: Path) -> int:
@@ -59,7 +62,7 @@ def ends_within_a_line(path: Path) -> bool:
             file.seek(-1, os.SEEK_END)
             return file.read(1) != LINE_END
     except OSError:
-        return True  # one line end too many does no harm
+        return True  # one mark too many does no harm
 
 
 def place(fd: int) -> int | None:
@@ -225,8 +228,9 @@ class LogWriter:
         end = self._record_end()
         if end == offset:
             if self._torn:
-                self._write(fd, LINE_END)
-                self._torn = False
+                self._torn = self._write(fd, TORN) < len(TORN)
+                if self._torn:
+                    return 0, True
             return self._write(fd, self._data[offset:]), True
         before = place(fd)
         if before is not None and before < os.fstat(fd).st_size:

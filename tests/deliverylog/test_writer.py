@@ -173,6 +173,20 @@ def test_a_record_torn_at_any_byte_takes_no_shorter_one_behind_it_along(tmp_path
         run(main(stop))
 
 
+def test_a_line_that_lacks_only_its_end_is_ended_by_nobody_else(tmp_path: Path) -> None:
+    """Its record is written again, and would be there twice."""
+    path = tmp_path / "log"
+    whole = FORMS["json"].encode(click(1))
+    path.write_bytes(whole[:-1])  # a worker was killed in the middle of a write
+
+    async def main() -> None:
+        async with Running(path, "json") as log:
+            log.queue.put(click(1))
+
+    run(main())
+    assert [one for one in read(path) if not isinstance(one, Damage)] == [click(1)]
+
+
 @pytest.mark.parametrize("form", FORMATS)
 def test_what_does_not_fit_is_dropped_and_counted_exactly(tmp_path: Path, form: str) -> None:
     path = tmp_path / "log"
