@@ -67,6 +67,8 @@ class Outcome(NamedTuple):
     fds: dict[str, tuple[float, float]]
     """Medians of the first and of the last quarter of what was measured."""
     measured_s: float
+    rss_mib: dict[str, list[int]]
+    """At each tenth of the time."""
     problems: list[str]
 
 
@@ -232,7 +234,11 @@ def soak(folder: Path, seconds: float, seed: int) -> Outcome:
             problems.append(f"the {name} has {last} descriptors open, and had {first}")
         if measured_s >= JUDGED_S_MIN and slopes[name] >= SLOPE_PERCENT_PER_HOUR_MAX:
             problems.append(f"the {name}'s memory grows by {slopes[name]:.2f} % an hour")
-    return Outcome(run.done, counts, slopes, fds, measured_s, problems)
+    tenths = {
+        name: [samples[len(samples) * tenth // 10].rss >> 20 for tenth in range(10)]
+        for name, samples in run.samples.items()
+    }
+    return Outcome(run.done, counts, slopes, fds, measured_s, tenths, problems)
 
 
 def main() -> int:
@@ -248,7 +254,7 @@ def main() -> int:
         first, last = outcome.fds[name]
         print(
             f"{name}: memory {slope:+.2f} % an hour over the last {outcome.measured_s / 60:.1f} minutes; "
-            f"{first:g} descriptors at first, {last:g} at last"
+            f"{first:g} descriptors at first, {last:g} at last; MiB at each tenth: {outcome.rss_mib[name]}"
         )
     for problem in outcome.problems:
         print(f"  {problem}")

@@ -304,6 +304,9 @@ def simulate(
 
 
 def many_faults(seed: int) -> dict[int, Fault]:
-    """One operation in twenty, while the clients ask."""
+    """Every other write is short, so that those of the processes come between each other's, and one operation in thirty
+    has another fault."""
     chance = random.Random(f"faults {seed}")
-    return {at: chance.choice(list(Fault)) for at in range(1, 1000) if chance.random() < 0.05}
+    others = [fault for fault in Fault if fault is not Fault.SHORT]
+    draws = {at: chance.random() for at in range(1, 1000)}
+    return {at: Fault.SHORT if draw > 0.03 else chance.choice(others) for at, draw in draws.items() if draw < 0.5}
