@@ -37,9 +37,10 @@ def test_nothing_is_lost_whatever_happens_to_the_nth_operation(tmp_path: Path, p
         assert outcome.problems == [], f"python -m tests.simulation --seed {SEED} --at {at} --fault '{fault.value}'"
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(24))
 def test_nothing_is_lost_when_much_happens(tmp_path: Path, seed: int) -> None:
-    outcome = simulate(tmp_path, seed, many_faults(seed), FORMS[seed % 2])
+    # Only frames have a checksum: in JSON two pieces of two processes may happen to read as one record.
+    outcome = simulate(tmp_path, seed, many_faults(seed))
     assert outcome.problems == [], f"python -m tests.simulation --seed {seed} --many"
 
 
