@@ -21,6 +21,8 @@ from tests.load import Load
 from tests.process import Adcore, wait_for
 from tests.services import MariaDB, Service
 
+# What a busy machine may be late by; tests/chaos/stores.py holds adcore to a second.
+BUSY_S = 10.0
 SOAK_S = float(os.environ.get("ADCORE_TEST_SOAK_S", "60"))
 
 
@@ -115,12 +117,11 @@ def stores(tmp_path: Path, mariadb: MariaDB, memcached: Service) -> Any:
 
 @pytest.mark.parametrize(("who", "fault"), [("mysql", "stop"), ("memcached", "garbage"), ("both", "refuse")])
 def test_stores_that_are_away_are_gone_around(tmp_path: Path, stores: Stores, who: str, fault: str) -> None:
-    outcome = suffer_stores(stores, tmp_path / "state", who, fault, 2.0)
-    assert [problem for problem in outcome.problems if "fresh only" not in problem] == []
+    assert suffer_stores(stores, tmp_path / "state", who, fault, 2.0, late_s=BUSY_S).problems == []
 
 
 def test_a_start_without_any_source_serves_what_is_on_disk(tmp_path: Path, stores: Stores) -> None:
-    assert start_without_sources(stores, tmp_path / "starts") == []
+    assert start_without_sources(stores, tmp_path / "starts", late_s=BUSY_S) == []
 
 
 def test_a_clock_that_steps_disturbs_nothing(tmp_path: Path) -> None:
