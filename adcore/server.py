@@ -19,12 +19,14 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from importlib import resources
+from pathlib import Path
 
 import msgspec
 import uvloop
 
 from adcore import __version__, errorlog
 from adcore.acceptor import Acceptor
+from adcore.background import BackgroundThread
 from adcore.config import Config, reload_config
 from adcore.control.explain import ExplainError, explain_request
 from adcore.control.handlers import ControlHandlers
@@ -40,7 +42,7 @@ from adcore.counters import Counters
 from adcore.delivery import Delivery
 from adcore.deliverylog.queue import RecordQueue
 from adcore.deliverylog.record import FORMS
-from adcore.deliverylog.spool import Spool, take_over
+from adcore.deliverylog.spool import NoSpaceError, Spool, take_over
 from adcore.deliverylog.writer import LogWriter
 from adcore.errors import AdcoreError, SourceError, StartError
 from adcore.followed import Followed
@@ -157,6 +159,7 @@ class Server:
         self._sharing: asyncio.Task[None] | None = None
         self.calendar = Calendar(config.time_zone)
         self.ids = impression_ids()
+        self._counting = BackgroundThread("counts")
 
     async def run(self) -> int:
         config = self.config
@@ -183,12 +186,16 @@ class Server:
             self.counter_file.lock()
             self.state.counters.restore(self.counter_file.load())
             self.state.counters.rebase(self.counter_file.load_others())
-            spool = Spool(config.spool_dir)
-            on_exit.callback(spool.close)
+            spool = open_spool(config.spool_dir)
             self.queue = RecordQueue(config.log_queue_bytes, FORMS[config.log_format], spool)
-            self.writer = LogWriter(self.queue, config.log, before_batch=spool.note_log)
-            self.writer.open()
-            take_over(config.spool_dir, config.log, self.queue)
+            if spool is None:
+                self.writer = LogWriter(self.queue, config.log)
+                self.writer.open()
+            else:
+                on_exit.callback(spool.close)
+                self.writer = LogWriter(self.queue, config.log, before_batch=spool.note_log)
+                self.writer.open()
+                take_over(config.spool_dir, config.log, self.queue)
             self.refresher = self._make_refresher()
             on_exit.callback(self.refresher.close)
             self.handlers = self._make_handlers(config, keyring, self.calendar)
@@ -244,7 +251,8 @@ class Server:
         self.http.abort()
         for timer in timers:
             timer.cancel()
-        self._write_counts()
+        await self._within(config.graceful_timeout, self._write_counts())
+        self._counting.shutdown()
         await self.writer.close(writing, lambda written: self._within(config.graceful_timeout, written))
         if control_server is not None:
             control_server.close()
@@ -526,19 +534,20 @@ class Server:
     async def _save_counts(self) -> None:
         while True:
             await asyncio.sleep(self.config.refresh)
-            self._write_counts()
+            await self._write_counts()
 
-    def _write_counts(self) -> None:
-        """Exchange counts with the other processes. The files are small and local, so this is done on the loop."""
+    async def _write_counts(self) -> None:
+        """Exchange counts with the other processes. In a thread: a disk may take seconds for the smallest file."""
+        loop = asyncio.get_running_loop()
         counters = self.state.counters
         try:
-            counters.rebase(self.counter_file.load_others())
+            counters.rebase(await loop.run_in_executor(self._counting, self.counter_file.load_others))
         except StartError as error:
             log.error("%s", error)
         if counters.changed:
             counters.changed = False
             try:
-                self.counter_file.save(counters.to_state())
+                await loop.run_in_executor(self._counting, self.counter_file.save, counters.to_state())
             except OSError as error:
                 counters.changed = True
                 log.error("cannot save the delivery counts in %s: %s", self.counter_file.path, error.strerror)
@@ -592,6 +601,15 @@ def make_state_dir(config: Config) -> None:
         raise StartError(
             f"cannot create the state directory {config.state_dir}: {error.strerror}; see --state-dir"
         ) from error
+
+
+def open_spool(directory: Path) -> Spool | None:
+    """None on a disk that is full: what is answered matters more than what a kill would lose. Raises StartError."""
+    try:
+        return Spool(directory)
+    except NoSpaceError as error:
+        log.error("%s; until the next start, what waits for the log is lost if this process is killed", error)
+        return None
 
 
 def open_public_listener(config: Config, seat: Seat | None) -> Listener:

@@ -7,8 +7,8 @@ seen from where the pieces came to lie, the record is written again whole. A fai
 pauses while the bounded queue holds what comes.
 
 USR1 means: drain what is waiting, close, open. If the open fails the old file stays in use. If the drain was stopped
-inside a record, that record is written whole after the reopening, and what came before it is a torn record. A file that
-ends within a line gets a line end first, so that a torn record never takes the next one with it.
+inside a record, that record is written whole after the reopening, and what came before it is a torn record. A line that
+was torn is ended with a mark first, so that it never takes the next record with it.
 """
 
 import asyncio
@@ -18,6 +18,7 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Executor
 from itertools import chain
 from pathlib import Path
 
@@ -40,6 +41,9 @@ RETRY_S = (0.05, 0.1, 0.2, 0.5)
 Open = Callable[[Path], int]
 Write = Callable[[int, bytes], int]
 LINE_END = b"\n"
+# Ends a torn line so that it can't be taken for a record, even if nothing but its end was missing: that record is
+# written again, or counted as dropped.
+TORN = b" torn\n"
 
 
 def open_log(path: Path) -> int:
@@ -58,7 +62,7 @@ def ends_within_a_line(path: Path) -> bool:
             file.seek(-1, os.SEEK_END)
             return file.read(1) != LINE_END
     except OSError:
-        return True  # one line end too many does no harm
+        return True  # one mark too many does no harm
 
 
 def place(fd: int) -> int | None:
@@ -80,8 +84,9 @@ class LogWriter:
         open: Open = open_log,
         write: Write = os.write,
         before_batch: Callable[[int], None] = lambda fd: None,
+        thread: Executor | None = None,
     ) -> None:
-        """`before_batch` is told the descriptor that the next records go to, in the writer's thread."""
+        """`before_batch` is told the descriptor that the next records go to, in `thread`, the writer's own."""
         self.queue = queue
         self.path = path
         self._before_batch = before_batch
@@ -95,7 +100,7 @@ class LogWriter:
         self._write = write
         self._fd = -1
         self._torn = False
-        self._thread = BackgroundThread("log-writer")
+        self._thread = thread or BackgroundThread("log-writer")
         self._wake = asyncio.Event()
         self._reopen_wanted = False
         self._closing = False
@@ -223,8 +228,9 @@ class LogWriter:
         end = self._record_end()
         if end == offset:
             if self._torn:
-                self._write(fd, LINE_END)
-                self._torn = False
+                self._torn = self._write(fd, TORN) < len(TORN)
+                if self._torn:
+                    return 0, True
             return self._write(fd, self._data[offset:]), True
         before = place(fd)
         if before is not None and before < os.fstat(fd).st_size:

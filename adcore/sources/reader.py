@@ -10,7 +10,7 @@ nothing of earlier looks but the rows that are to be kept on disk; whoever asks 
 
 import time
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
@@ -77,6 +77,8 @@ class Offer(msgspec.Struct, frozen=True):
 
 class Answer(msgspec.Struct, frozen=True):
     notes: tuple[Note, ...]
+    asked_monotonic: float
+    """When the look began: what a slow source answers may be as old as that. Processes of a host share this clock."""
     fresh: bool
     """The store was asked and has nothing newer."""
     offer: Offer | None = None
@@ -89,12 +91,21 @@ class Reader:
     """Looks at a source, and at the snapshot in memcached if there is one. Its calls belong in one thread."""
 
     def __init__(
-        self, source: Source, snapshot: "Snapshot | None", last_good: LastGood, archive: TableArchive | None = None
+        self,
+        source: Source,
+        snapshot: "Snapshot | None",
+        last_good: LastGood,
+        archive: TableArchive | None = None,
+        *,
+        clock_monotonic: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._source = source
         self._snapshot = snapshot
         self._last_good = last_good
         self._archive = archive
+        self._clock = clock_monotonic
+        self._sleep = sleep
         self._notes: list[Note] = []
         self._fresh = False
         self._to_keep: Rows | None = None
@@ -105,19 +116,20 @@ class Reader:
         self._to_keep = None
         self._fresh = False
         self._keep_served(ask.compared)
+        asked_monotonic = self._clock()
         found = self._look(ask.served)
         if found is None:
-            return Answer(tuple(self._notes), self._fresh), []
+            return Answer(tuple(self._notes), asked_monotonic, self._fresh), []
         rows, origin = found
         inventory, problems = check_inventory(rows.document)
         digest, why = _doubt(rows, inventory, ask)
         if why is not None:
-            return Answer(tuple(self._notes), False, None, digest, why), []
+            return Answer(tuple(self._notes), asked_monotonic, False, None, digest, why), []
         self._to_keep = rows
         # Before anything is decided on it: a server that is killed in between has kept what its log speaks of.
         self._keep_for_replay(rows)
         offer, parts = _compare(rows.revision, origin, inventory, problems, ask.known)
-        return Answer(tuple(self._notes), False, offer), parts
+        return Answer(tuple(self._notes), asked_monotonic, False, offer), parts
 
     def keep(self) -> list[Note]:
         """Keep on disk the rows of the last offer, which was taken."""
@@ -180,7 +192,7 @@ class Reader:
         locked = False
         snapshot = self._snapshot
         if snapshot is not None:
-            deadline_monotonic = time.monotonic() + LOCK_WAIT_S
+            deadline_monotonic = self._clock() + LOCK_WAIT_S
             try:
                 while True:
                     there = snapshot.revision()
@@ -191,9 +203,9 @@ class Reader:
                             return rows, "snapshot"
                     locked = snapshot.lock()
                     self._note("snapshot")
-                    if locked or time.monotonic() > deadline_monotonic:
+                    if locked or self._clock() >= deadline_monotonic:
                         break
-                    time.sleep(LOCK_POLL_S)
+                    self._sleep(LOCK_POLL_S)
             except SourceError as error:
                 self._note("snapshot", error)
         try:

@@ -13,6 +13,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
+from concurrent.futures import Executor
 from typing import Protocol, TypeVar
 
 from adcore.background import BackgroundThread
@@ -78,7 +79,8 @@ class Refresher:
     """Keeps the table fresh.
 
     `use` takes a new table over, step by step, the last of which swaps it in. `labels` are the names of the sources for
-    people, by what a Note calls them. `uniform` gives a random number in [0, 1).
+    people, by what a Note calls them. `uniform` gives a random number in [0, 1). Calls of the looker are made in
+    `thread`, its own.
     """
 
     def __init__(
@@ -92,6 +94,8 @@ class Refresher:
         uniform: Callable[[], float],
         clock_wall: Callable[[], float] = time.time,
         clock_monotonic: Callable[[], float] = time.monotonic,
+        clock_slice: Callable[[], float] = time.perf_counter,
+        thread: Executor | None = None,
     ) -> None:
         self.interval_s = interval_s
         self._looker = looker
@@ -100,7 +104,8 @@ class Refresher:
         self._uniform = uniform
         self._clock = clock_wall
         self._clock_monotonic = clock_monotonic
-        self._thread = BackgroundThread("refresh")
+        self._clock_slice = clock_slice
+        self._thread = thread or BackgroundThread("refresh")
         self._wanted = asyncio.Event()
         self._first_look: asyncio.Task[None] | None = None
         self._reload = False
@@ -181,19 +186,17 @@ class Refresher:
             self._refused,
             self._known,
         )
-        # What a slow source answers may be as old as the question.
-        asked_monotonic = self._clock_monotonic()
         try:
             answer, parts = await self._in_thread(lambda: self._looker.look(ask))
             self._note(answer.notes)
             if answer.fresh:
-                self.table_monotonic = asked_monotonic
+                self.table_monotonic = answer.asked_monotonic
             if answer.why is not None:
                 log.warning("%s", answer.why)
                 self._refused, self.refused = answer.refused, answer.why
             if answer.offer is not None:
                 await self._take(answer.offer, parts)
-                self.table_monotonic = asked_monotonic
+                self.table_monotonic = answer.asked_monotonic
                 self._note(await self._in_thread(self._looker.keep))
         except LoaderError as error:
             log.error("%s", error)
@@ -219,7 +222,7 @@ class Refresher:
         """Do the steps between the requests; all at once when there is no table yet to answer them with."""
         if self._served is None:
             return finish(steps)
-        clock = time.perf_counter
+        clock = self._clock_slice
         while True:
             end = clock() + SLICE_S
             try:

@@ -14,7 +14,7 @@ import pytest
 
 from adcore.deliverylog.queue import RecordQueue
 from adcore.deliverylog.reader import Damage, read_records
-from adcore.deliverylog.record import FORMS, AnyRecord
+from adcore.deliverylog.record import FORMS, AnyRecord, Click
 from adcore.deliverylog.writer import LogWriter, open_log
 from adcore.errors import StartError
 from tests.records import click, view
@@ -146,7 +146,8 @@ def test_a_write_may_stop_at_any_byte(tmp_path: Path, form: str) -> None:
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_a_record_torn_at_any_byte_takes_no_shorter_one_behind_it_along(tmp_path: Path, form: str) -> None:
-    records: list[AnyRecord] = [msgspec.structs.replace(click(1), campaign="long" * 16), click(2), view(3)]
+    long: Click = msgspec.structs.replace(click(1), campaign="long" * 16)
+    records: list[AnyRecord] = [long, click(2), view(3)]
     theirs = FORMS[form].encode(view(99))
 
     async def main(stop: int) -> None:
@@ -170,6 +171,20 @@ def test_a_record_torn_at_any_byte_takes_no_shorter_one_behind_it_along(tmp_path
 
     for stop in range(1, sum(len(FORMS[form].encode(one)) for one in records)):
         run(main(stop))
+
+
+def test_a_line_that_lacks_only_its_end_is_ended_by_nobody_else(tmp_path: Path) -> None:
+    """Its record is written again, and would be there twice."""
+    path = tmp_path / "log"
+    whole = FORMS["json"].encode(click(1))
+    path.write_bytes(whole[:-1])  # a worker was killed in the middle of a write
+
+    async def main() -> None:
+        async with Running(path, "json") as log:
+            log.queue.put(click(1))
+
+    run(main())
+    assert [one for one in read(path) if not isinstance(one, Damage)] == [click(1)]
 
 
 @pytest.mark.parametrize("form", FORMATS)

@@ -8,104 +8,12 @@ from typing import Any
 
 import pytest
 
+from adcore import sources
 from adcore.core.adtable import AdTable, Steps
-from adcore.errors import SourceError
-from adcore.sources import Revision, Rows
 from adcore.sources.lastgood import LastGood
 from adcore.sources.reader import Reader
 from adcore.sources.refresh import Refresher
-from tests.inventories import campaign, document
-
-
-def rows(revision: int, size: int = 10, confirmed: int = 0, generation: str = "first") -> Rows:
-    return Rows(Revision(generation, revision, confirmed), document(*(campaign(f"c{n}") for n in range(size))))
-
-
-class FakeStore:
-    """A store with the faults that a real one cannot be made to have on cue."""
-
-    label = "store"
-
-    def __init__(self) -> None:
-        self.rows = rows(1)
-        self.away = False
-        self.failing = ""
-        self.on_revision: Callable[[], None] = lambda: None
-        self.calls: list[str] = []
-        self.closed = False
-
-    def _answer(self, call: str) -> None:
-        self.calls.append(call)
-        if self.away or call == self.failing:
-            raise SourceError("store: away")
-
-    def revision(self) -> Revision:
-        self._answer("revision")
-        self.on_revision()
-        return self.rows.revision
-
-    def load(self) -> Rows:
-        self._answer("load")
-        return self.rows
-
-    def close(self) -> None:
-        self.closed = True
-
-
-class FakeSnapshot:
-    """A memcached shared by the processes of a test."""
-
-    label = "memcached"
-
-    def __init__(self) -> None:
-        self.rows: Rows | None = None
-        self.holder: str | None = None
-        self.away = False
-        self.published = 0
-
-    def of(self, owner: str) -> "FakeClient":
-        return FakeClient(self, owner)
-
-
-class FakeClient:
-    label = "memcached"
-
-    def __init__(self, shared: FakeSnapshot, owner: str) -> None:
-        self.shared = shared
-        self.owner = owner
-
-    def _check(self) -> None:
-        if self.shared.away:
-            raise SourceError("memcached: away")
-
-    def revision(self) -> Revision | None:
-        self._check()
-        held = self.shared.rows
-        return None if held is None else held.revision
-
-    def load(self) -> Rows | None:
-        self._check()
-        return self.shared.rows
-
-    def publish(self, published: Rows) -> None:
-        self._check()
-        self.shared.rows = published
-        self.shared.published += 1
-
-    def lock(self) -> bool:
-        self._check()
-        if self.shared.holder is not None:
-            return False
-        self.shared.holder = self.owner
-        return True
-
-    def unlock(self) -> None:
-        self._check()
-        if self.shared.holder == self.owner:
-            self.shared.holder = None
-
-    def close(self) -> None:
-        pass
+from tests.sources.fakes import FakeSnapshot, FakeStore, rows
 
 
 class Process:
@@ -117,8 +25,9 @@ class Process:
         self.clock_ahead_s = 0.0
         last_good = LastGood(path)
         labels = {"store": "store", **({"snapshot": "memcached"} if snapshot else {}), "disk": last_good.label}
+        client: Any = snapshot.of(str(path)) if snapshot else None
         self.refresher = Refresher(
-            Reader(store, snapshot.of(str(path)) if snapshot else None, last_good),  # type: ignore[arg-type]
+            Reader(store, client, last_good, clock_monotonic=lambda: self.now),
             last_good,
             labels=labels,
             use=self.use,
@@ -496,7 +405,7 @@ def test_a_surprise_does_not_stop_the_timer(tmp_path: Path, caplog: pytest.LogCa
         store = FakeStore()
         failures = [RuntimeError("a bug")]
 
-        def load() -> Rows:
+        def load() -> sources.Rows:
             if failures:
                 raise failures.pop()
             return rows(1)
