@@ -132,13 +132,13 @@ class Load:
         return response.will_close
 
 
-def read_log(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of a delivery log, one after the other, as `adctl log cat --json` prints them: there may be many."""
-    command = [sys.executable, "-m", "adtools", "log", "cat", "--json", str(path)]
+def read_log(*paths: Path) -> Iterator[dict[str, Any]]:
+    """The records of a log's files, one after the other, as `adctl log cat --json` prints them: there may be many."""
+    command = [sys.executable, "-m", "adtools", "log", "cat", "--json", *map(str, paths)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment()) as reader:
         assert reader.stdout is not None
         yield from map(json.loads, reader.stdout)
-    assert reader.returncode == 0, f"adctl log cat finds {path} damaged"
+    assert reader.returncode == 0, f"adctl log cat finds {paths} damaged"
 
 
 def read_torn_log(*paths: Path) -> tuple[list[dict[str, Any]], list[Damage]]:

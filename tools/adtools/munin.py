@@ -5,7 +5,7 @@ Link tools/munin/adcore_ into /etc/munin/plugins as adcore_requests, adcore_late
 
   [adcore_*]
   user adcore
-  env.ADCORE_CONTROL unix:/run/adcore/control.sock
+  env.ADCORE_CONTROL unix:/run/adcore/*/control.sock
 """
 
 from __future__ import annotations
