@@ -6,13 +6,17 @@ calls block and belong in one thread at a time.
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from urllib.parse import unquote
 
 import msgspec
 
+from adcore.core.calendar import Calendar
 from adcore.core.inventory import Inventory
 from adcore.errors import ConfigError
+
+if TYPE_CHECKING:
+    from adcore.sources.learning import Lesson
 
 
 class Revision(NamedTuple):
@@ -62,6 +66,9 @@ class Store(Source, Protocol):
 
         All or nothing, and nobody else changes anything in between. The revision is confirmed.
         """
+
+    def learn(self, now: float, calendar: Calendar) -> "Lesson":
+        """Work out of the results what delivery learns from them (learning.learn)."""
 
 
 def open_store(url: str) -> Store:

@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from adcore.core.calendar import Calendar
 from adcore.core.inventory import Inventory
 from adcore.errors import ConfigError, SourceError
-from adcore.sources import Revision, Rows, sqlstore
+from adcore.sources import Revision, Rows, learning, sqlstore
 
 CONNECT_TIMEOUT_S = 3
 # A full load of 100,000 creatives takes a second or two; a server that is silent for longer hangs.
@@ -56,6 +57,10 @@ class MysqlStore:
     def apply(self, choose: Callable[[Rows], Inventory]) -> Revision:
         with self._naming_errors():
             return sqlstore.write_inventory(self, choose)
+
+    def learn(self, now: float, calendar: Calendar) -> learning.Lesson:
+        with self._naming_errors():
+            return learning.learn(self, now, calendar)
 
     def close(self) -> None:
         connection, self._connection = self._connection, None

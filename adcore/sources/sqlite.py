@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from typing import Any
 from urllib.parse import quote
 
+from adcore.core.calendar import Calendar
 from adcore.core.inventory import Inventory
 from adcore.errors import SourceError
-from adcore.sources import Revision, Rows, sqlite_path, sqlstore
+from adcore.sources import Revision, Rows, learning, sqlite_path, sqlstore
 
 # How long another process's write may take; an apply of 100,000 creatives takes a few seconds.
 BUSY_TIMEOUT_S = 10.0
@@ -50,6 +51,11 @@ class SqliteStore:
             self._connect("rwc")
             sqlstore.migrate(self)
             return sqlstore.write_inventory(self, choose)
+
+    def learn(self, now: float, calendar: Calendar) -> learning.Lesson:
+        with self._naming_errors():
+            self._open()
+            return learning.learn(self, now, calendar)
 
     def close(self) -> None:
         if self._connection is not None:

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import msgspec
 
 from adcore.core.inventory import Inventory, to_document
+from adcore.core.learned import Learned, read_learned
 from adcore.errors import SourceError
 from adcore.sources import Revision, Rows
 
@@ -27,7 +28,7 @@ _COLUMNS = {
     "campaigns": (
         *("id", "position", "name", "advertiser", "priority", "weight", "status", "starts_at", "ends_at"),
         *_LIMITS,
-        *("pacing", "frequency_cap_impressions", "frequency_cap_seconds", "targeting"),
+        *("pacing", "frequency_cap_impressions", "frequency_cap_seconds", "targeting", "optimize"),
     ),
     "creatives": (
         *("id", "campaign", "position", "width", "height", "format", "weight", "image_url", "alt", "html"),
@@ -144,8 +145,25 @@ def _read_rows(db: Dialect) -> Rows:
     objects = [_campaign_object(row, of_campaign.pop(row["id"], [])) for row in campaigns]
     # A creative without its campaign (foreign keys switched off) is named as part of a campaign that is not there.
     objects += [{"id": campaign, "creatives": orphans} for campaign, orphans in of_campaign.items()]
-    document = {"placements": [_placement_object(row) for row in placements], "campaigns": objects}
+    document: dict[str, Any] = {"placements": [_placement_object(row) for row in placements], "campaigns": objects}
+    learned = _learned_object(db)
+    if any(learned.values()):
+        document["learned"] = learned
     return Rows(revision, document)
+
+
+def read_learned_rows(db: Dialect) -> Learned:
+    """What was learned, without the rows that are bad."""
+    return read_learned({"learned": _learned_object(db)})[0]
+
+
+def _learned_object(db: Dialect) -> dict[str, dict[str, Any]]:
+    traffic = db.query("SELECT * FROM placement_traffic ORDER BY placement")
+    creatives = db.query("SELECT * FROM creative_results ORDER BY creative")
+    return {
+        "traffic": {row["placement"]: _from_json(row["requests"]) for row in traffic},
+        "creatives": {row["creative"]: [row["shown"], row["clicks"]] for row in creatives},
+    }
 
 
 def write_inventory(db: Dialect, choose: Callable[[Rows], Inventory]) -> Revision:
@@ -223,7 +241,7 @@ def _placement_object(row: Row) -> dict[str, Any]:
 
 
 def _campaign_object(row: Row, creatives: list[dict[str, Any]]) -> dict[str, Any]:
-    names = ("id", "name", "advertiser", "priority", "weight", "status", "starts_at", "ends_at", "pacing")
+    names = ("id", "name", "advertiser", "priority", "weight", "status", "starts_at", "ends_at", "pacing", "optimize")
     return {
         **{name: row[name] for name in names},
         "goal": _group(row, "goal", ("impressions", "clicks")),
