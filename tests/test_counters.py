@@ -87,7 +87,7 @@ def test_a_campaign_ahead_of_its_line_waits_until_the_line_has_caught_up() -> No
     assert counters.held == {"c": Reason.AHEAD_OF_SCHEDULE}
     counters.turn(counters.calendar.moment(57))
     assert counters.held == {}
-    counters.turn(counters.calendar.moment(61))
+    counters.turn(counters.calendar.moment(91))
     assert counters.held == {"c": Reason.BEHIND_SCHEDULE}
 
 

@@ -282,8 +282,8 @@ def check_inventory(
 ) -> tuple[Inventory, tuple[Problem, ...]]:
     """The valid rows of a document of these parts, and every error in the others.
 
-    A bad creative is left out alone, a bad campaign with its creatives; of two rows with one id the second. What a store
-    has learned is no part of the inventory (see learned.py).
+    A bad creative is left out alone, a bad campaign with its creatives; of two rows with one id the second. What a
+    store has learned is no part of the inventory (see learned.py).
     """
     problems: list[Problem] = []
     top = _Row(problems, "$", "inventory", None)

@@ -106,7 +106,7 @@ class _Forecasts:
 def forecast_of(
     traffics: Iterable[Sequence[float]], hours: Sequence[int] = (), weekdays: Sequence[int] = ()
 ) -> tuple[int, ...]:
-    """What part of a week's traffic has come by the end of each hour of it, of FORECAST_TOTAL; () for a straight line."""
+    """What part of a week's traffic, of FORECAST_TOTAL, has come by the end of each hour; () for a straight line."""
     targeted = [
         (not hours or hour % 24 in hours) and (not weekdays or hour // 24 in weekdays) for hour in range(HOURS_OF_WEEK)
     ]
@@ -138,8 +138,8 @@ def best_chances(results: Sequence[tuple[int, int]]) -> list[float]:
 
     Thompson sampling draws a rate from each posterior and shows the highest, so it shows each with exactly this
     probability (Thompson, "On the likelihood that one unknown probability exceeds another in view of the evidence of
-    two samples", Biometrika 25, 1933). As a weight it costs a decision nothing, stays until something is learned, and is
-    the `chance` in the log. The posteriors are Beta(clicks + 1, others + 1); the chance of one is the integral of its
+    two samples", Biometrika 25, 1933). As a weight it costs a decision nothing, stays until something is learned, and
+    is in the log as `chance`. The posteriors are Beta(clicks + 1, others + 1); the chance of one is the integral of its
     density times all others' distributions, summed over points of its own in the logit of the rate, where no posterior
     is too narrow or too near to an end for them.
     """

@@ -4,9 +4,10 @@
 expected to come: with the campaign's own forecast (learned.py), or straight where nothing is learned. A campaign that
 has delivered what the line will ask for LEAD_S from now waits. One that has not delivered what its goal asks for now is
 BEHIND_SCHEDULE, and goes before the others of its tier (decision.py), so that the ones with few visitors get them and
-the others take what these leave: to serve the queue that waits keeps all of them short wherever that can be done at all
-(Tassiulas and Ephremides, "Stability properties of constrained queueing systems", IEEE TAC 37(12), 1992). A cap promises
-nothing, so nobody is behind it. A flight without both dates has no line; its goal is delivered as soon as possible.
+the others take what these leave: to serve the queues that wait keeps all of them short wherever that can be done at
+all (Tassiulas and Ephremides, "Stability properties of constrained queueing systems", IEEE TAC 37(12), 1992). A cap
+promises nothing, so nobody is behind it. A flight without both dates has no line; its goal is delivered as soon as
+possible.
 """
 
 from bisect import bisect_left
@@ -19,8 +20,10 @@ from adcore.core.reason import Reason
 
 # What may be delivered before it is due. Within this time even a rare visitor comes by, and nobody takes it for a start
 # that is too early; of a short flight it is a part (LEAD_SHARE) that is as small.
-LEAD_S = 240.0
+LEAD_S = 120.0
 LEAD_SHARE = 1 / 200
+# Impressions that one must be short of to be behind.
+OWED = 0.5
 
 
 class Delivered:
@@ -95,20 +98,20 @@ def standing(campaign: Campaign, delivered: Delivered, now: float, day: tuple[fl
         if counts_impressions:
             impressions = min(impressions, int(is_open) - done + 1)
         if is_promise:
-            due = wanted * line.share(now)
+            due = wanted * line.share(now) - OWED
             if done < due:
                 behind = True
                 impressions = min(impressions, ceil(due) - done)
             else:
-                until = min(until, line.time_of(done / wanted))
+                until = min(until, line.time_of((done + OWED) / wanted))
     return Standing(Reason.BEHIND_SCHEDULE if behind else None, impressions, until)
 
 
 class Line:
     """What part of the traffic of [start, end) is expected to have come when.
 
-    `midnight` is a local one, as its weekday and epoch seconds. Hours are counted from there, so those on the other side
-    of a change of clocks are one off.
+    `midnight` is a local one, as its weekday and epoch seconds. Hours are counted from there, so those on the other
+    side of a change of clocks are one off.
     """
 
     __slots__ = ("_end", "_first", "_forecast", "_last", "_start", "_week", "lead_s")

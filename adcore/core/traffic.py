@@ -41,8 +41,7 @@ def expected_traffic(
         return None
     means = [sum(sums[hour::24]) / days[hour] for hour in range(24)]
     return tuple(
-        float(f"{(sums[h] + PRIOR_WEEKS * means[h % 24]) / (weeks[h] + PRIOR_WEEKS):.3g}")
-        for h in range(HOURS_OF_WEEK)
+        float(f"{(sums[h] + PRIOR_WEEKS * means[h % 24]) / (weeks[h] + PRIOR_WEEKS):.3g}") for h in range(HOURS_OF_WEEK)
     )
 
 

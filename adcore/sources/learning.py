@@ -27,7 +27,7 @@ class Lesson(NamedTuple):
 
 
 def learn(db: Dialect, now: float, calendar: Calendar) -> Lesson:
-    """Learn from the hours that are over at `now`, of the last WEEKS. What nothing is known of any more is forgotten."""
+    """Learn from the hours that are over at `now`, of the last WEEKS. What nothing is known of is forgotten."""
     since = int(now) - WEEKS * 7 * 86_400
     learned = Learned(_read_traffic(db, since, now, calendar), _read_creatives(db, since))
     with db.writing():
@@ -89,7 +89,7 @@ def _read_creatives(db: Dialect, since: int) -> dict[str, tuple[int, int]]:
         "SUM(results.views) AS views, SUM(results.clicks) AS clicks "
         "FROM results JOIN creatives ON creatives.id = results.creative "
         "JOIN campaigns ON campaigns.id = creatives.campaign "
-        f"WHERE campaigns.optimize = 'ctr' AND results.hour >= {db.placeholder} "
+        f"WHERE campaigns.optimize_for = 'ctr' AND results.hour >= {db.placeholder} "
         "GROUP BY creatives.campaign, results.creative",
         (since,),
     )

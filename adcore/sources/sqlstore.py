@@ -28,7 +28,7 @@ _COLUMNS = {
     "campaigns": (
         *("id", "position", "name", "advertiser", "priority", "weight", "status", "starts_at", "ends_at"),
         *_LIMITS,
-        *("pacing", "frequency_cap_impressions", "frequency_cap_seconds", "targeting", "optimize"),
+        *("pacing", "frequency_cap_impressions", "frequency_cap_seconds", "targeting", "optimize_for"),
     ),
     "creatives": (
         *("id", "campaign", "position", "width", "height", "format", "weight", "image_url", "alt", "html"),
@@ -209,6 +209,7 @@ def _wanted_rows(document: dict[str, Any]) -> dict[str, dict[str, tuple[Any, ...
     for position, campaign in enumerate(document["campaigns"]):
         rows["advertisers"][campaign["advertiser"]] = (campaign["advertiser"],)
         flat = {**campaign, "position": position, "targeting": _to_json(campaign["targeting"])}
+        flat["optimize_for"] = campaign["optimize"]  # which alone is a word of MySQL's
         for group in ("goal", "daily_cap", "frequency_cap"):
             for name, value in (campaign[group] or {}).items():
                 flat[f"{group}_{name}"] = value
@@ -241,9 +242,10 @@ def _placement_object(row: Row) -> dict[str, Any]:
 
 
 def _campaign_object(row: Row, creatives: list[dict[str, Any]]) -> dict[str, Any]:
-    names = ("id", "name", "advertiser", "priority", "weight", "status", "starts_at", "ends_at", "pacing", "optimize")
+    names = ("id", "name", "advertiser", "priority", "weight", "status", "starts_at", "ends_at", "pacing")
     return {
         **{name: row[name] for name in names},
+        "optimize": row["optimize_for"],
         "goal": _group(row, "goal", ("impressions", "clicks")),
         "daily_cap": _group(row, "daily_cap", ("impressions", "clicks")),
         "frequency_cap": _group(row, "frequency_cap", ("impressions", "seconds")),

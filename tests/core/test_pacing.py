@@ -192,10 +192,10 @@ def test_a_line_follows_the_forecast() -> None:
         return standing(capped, today, DAY[0] + hour * 3600, DAY).reason
 
     assert reason(12, 1) is Reason.AHEAD_OF_SCHEDULE
-    assert reason(18.5, 56) is None
-    assert reason(18.5, 57) is Reason.AHEAD_OF_SCHEDULE  # 50, and what 4 minutes bring
-    assert reason(19.5, 213) is None
-    assert reason(19.5, 214) is Reason.AHEAD_OF_SCHEDULE
+    assert reason(18.5, 53) is None
+    assert reason(18.5, 54) is Reason.AHEAD_OF_SCHEDULE  # 50, and what 2 minutes bring
+    assert reason(19.5, 206) is None
+    assert reason(19.5, 207) is Reason.AHEAD_OF_SCHEDULE
 
 
 def test_who_has_not_delivered_what_is_due_goes_first() -> None:

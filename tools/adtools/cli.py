@@ -39,7 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return check.report_usage() if code and list(sys.argv[1:] if argv is None else argv)[:1] == ["check"] else code
     try:
         # Those that take a store all want the same default; an explanation by a running server needs none.
-        if getattr(args, "source", "") is None and not getattr(args, "control", None):
+        if getattr(args, "source", "") is None and not (
+            getattr(args, "control", None) or getattr(args, "inventory", None)
+        ):
             config = load_config()
             args.source = config.source
             if config.source_is_default and args.command in ("apply", "migrate"):

@@ -8,7 +8,6 @@ is written, since servers load it like any change of the inventory.
 import argparse
 import json
 import time
-from datetime import UTC
 from typing import Any
 from zoneinfo import ZoneInfo
 

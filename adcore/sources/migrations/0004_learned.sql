@@ -45,4 +45,4 @@ BEGIN
 END;
 
 -- The last step, since only MariaDB (whose comment this is) can leave out a column that is there.
-ALTER TABLE campaigns ADD COLUMN /*M! IF NOT EXISTS */ optimize VARCHAR(16) NULL;
+ALTER TABLE campaigns ADD COLUMN /*M! IF NOT EXISTS */ optimize_for VARCHAR(16) NULL;
