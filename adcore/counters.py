@@ -164,8 +164,11 @@ class Counters:
         self._others = others
 
     def _add(self, before: CounterState, now: CounterState) -> None:
-        for campaign_id, (impressions, clicks, day, impressions_today, clicks_today) in now.items():
+        for campaign_id, counts in now.items():
             was = before.get(campaign_id, NOTHING)
+            if counts == was:
+                continue
+            impressions, clicks, day, impressions_today, clicks_today = counts
             count = self.of(campaign_id)
             count.look_soon()
             count.impressions += impressions - was[0]

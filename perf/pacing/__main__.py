@@ -19,6 +19,7 @@ from adtools.simulation import Pacing, Processes, simulate
 from adtools.traffic import SyntheticDay
 from perf.pacing.inventory import START, make_inventory
 from perf.pacing.methods import HighWaterMark, HoldOnly, Multiplicative, Proportional, Supply
+from perf.pacing.regret import regrets
 
 Make = Callable[[AdTable, Calendar, Moment, Supply], Pacing]
 # (what it is called, whether campaigns know a forecast, what decides who is held back)
@@ -38,14 +39,21 @@ METHODS: tuple[tuple[str, bool, Make], ...] = (
 )
 
 
+RATES = ((0.01, 0.02), (0.002, 0.0025, 0.003, 0.004), (0.01, 0.01, 0.01))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="perf/run pacing", description=__doc__)
     parser.add_argument("--campaigns", type=int, default=200)
     parser.add_argument("--requests", type=int, default=100_000)
     parser.add_argument("--load", type=float, default=0.8, help="part of the usual traffic that the goals take")
     parser.add_argument("--seeds", type=int, default=3, help="days to compare on (default: 3)")
+    parser.add_argument("--regret", action="store_true", help='compare what "optimize": "ctr" loses instead')
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
+    if args.regret:
+        print(regret_text(args.requests, args.seeds))
+        return
     rows = []
     bar = tqdm(total=args.seeds * len(METHODS), file=sys.stderr, disable=not sys.stderr.isatty(), leave=False)
     for seed in range(1, args.seeds + 1):
@@ -90,6 +98,18 @@ def as_text(rows: list[dict[str, Any]]) -> str:
         cells = [_median([row[key] for row in mine]) for key in ("full", "on_line", "always_on_line")]
         lines.append(f"{name:32}  {'  '.join(f'{cell:>20}' for cell in cells)}  {max(r['over_cap'] for r in mine)}")
     lines.append(f"{rows[0]['campaigns']} campaigns can be delivered in full; medians and ranges over the seeds")
+    return "\n".join(lines)
+
+
+def regret_text(impressions: int, seeds: int) -> str:
+    """Clicks lost against the best creative, for several campaigns."""
+    lines = []
+    for rates in RATES:
+        days = [
+            regrets(rates, impressions=impressions, interval=impressions // 24, seed=s) for s in range(1, seeds + 1)
+        ]
+        lines.append(f"rates {', '.join(f'{rate:.2%}' for rate in rates)}; {impressions} impressions, learned 24 times")
+        lines += [f"  {name:18} {statistics.median(day[name] for day in days):8.1f}" for name in days[0]]
     return "\n".join(lines)
 
 

@@ -17,6 +17,7 @@ from adtools.traffic import SyntheticDay
 
 START = datetime(2026, 11, 2, tzinfo=UTC)
 SIZES = ((300, 250), (728, 90), (160, 600))
+CROWDED = (320, 50)
 PLACEMENTS = 9
 HOPELESS = 6
 
@@ -29,6 +30,8 @@ def make_inventory(campaigns: int, *, seed: int, requests: int, load: float) -> 
         for number in range(PLACEMENTS)
     ]
     rows = [_campaign(number, placements, random) for number in range(campaigns)]
+    placements.append({"id": "crowded", "width": CROWDED[0], "height": CROWDED[1]})
+    crowd = [_campaign(campaigns + number, placements[-1:], random) for number in range(HOPELESS)]
     document: dict[str, Any] = {"placements": placements, "campaigns": rows}
     inventory = parse_inventory(document)
     usual = SyntheticDay(inventory, requests=requests, start=START.timestamp(), seed=seed, drops=0, spikes=0)
@@ -43,18 +46,18 @@ def make_inventory(campaigns: int, *, seed: int, requests: int, load: float) -> 
         if here and random.random() < load:
             goals[random.choices(here, [favour[name] for name in here])[0]] += 1
     for number, row in enumerate(rows):
-        goal = max(1, goals[row["id"]])
-        hopeless = number % (campaigns // HOPELESS) == 0
-        row["goal"] = {"impressions": goal * 40 if hopeless else goal}
+        row["goal"] = {"impressions": max(1, goals[row["id"]])}
         if number % 10 == 5:
             row["daily_cap"] = row["goal"]
-    rows += [_house(size) for size in SIZES]
+    for row in crowd:
+        row["goal"] = {"impressions": requests}
+    rows += [*crowd, *(_house(size) for size in SIZES)]
     return parse_inventory(document)
 
 
 def _campaign(number: int, placements: list[dict[str, Any]], random: Random) -> dict[str, Any]:
     kind = random.random()
-    if kind < 0.4:
+    if kind < 0.4 or len(placements) == 1:
         shown_in = [random.choice(placements)]
     elif kind < 0.7:
         shown_in = random.sample(placements, 3)

@@ -2,9 +2,9 @@
 
 Each request can be given to one of the campaigns that its facts let in. So the most that all of them can get together
 is a maximum flow, from a source over the campaigns (what each wants) and the kinds of requests (how many came) to a
-sink. Where it cannot be all, the minimum cut tells who is short: a campaign on the sink's side of the cut nearest to the
-source gets everything in every maximum flow; those on the source's side share too few requests among them. The flow is
-scipy's and knows nothing of the decisions.
+sink. Where it cannot be all, the minimum cut tells who is short: a campaign on the sink's side of the cut nearest to
+the source gets everything in every maximum flow; those on the source's side share too few requests among them. The flow
+is scipy's and knows nothing of the decisions.
 """
 
 from collections.abc import Mapping

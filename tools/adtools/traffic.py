@@ -45,7 +45,7 @@ def read_visits(files: Sequence[BufferedIOBase]) -> Iterator[Visit]:
     """The requests of delivery logs that are open, in the order of their times; damage is passed over."""
     with ExitStack() as stack:
         for file in files:
-            stack.enter_context(file)
+            stack.callback(file.close)
         yield from heapq.merge(*map(_visits_of, files), key=lambda visit: visit.time)
 
 
