@@ -7,9 +7,12 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from adcore.core.adtable import AdTable, build_table
 from adcore.core.calendar import Calendar, Moment
@@ -81,7 +84,9 @@ def run_day(
     found = []
     for name, knows, make in METHODS:
         before_s = time.process_time()
-        outcome = simulate(tables[knows], day().visits(), calendar, _maker(make, tables[knows], calendar, usual.supply))
+        outcome = simulate(
+            tables[knows], day().visits(), calendar, _maker(make, tables[knows], calendar, usual.kinds())
+        )
         cpu_s = time.process_time() - before_s
         assert outcome is not None
         # All are held against the line that knows the forecast.

@@ -42,20 +42,20 @@ def run(processes: int = 1, **events: int) -> Run:
 
 
 def test_campaigns_get_their_goals_along_their_lines_through_drops_and_spikes() -> None:
-    """The figures that pacing is held to, on a day of 60 campaigns of which six ask for far too much."""
+    """The figures that pacing is held to, on a day of 60 campaigns and six that ask for far too much."""
     found = run()
     totals = found.totals
-    assert CAMPAIGNS - 10 <= totals.campaigns <= CAMPAIGNS
+    assert totals.campaigns == CAMPAIGNS
     assert totals.full >= 0.98
     assert totals.on_line >= 0.95
     assert totals.over_cap == 0
 
 
 def test_processes_that_exchange_counts_pass_a_cap_by_an_interval_at_most() -> None:
-    found = run(processes=4)
+    found = run(processes=2)
     assert found.totals.full >= 0.98
-    # A twentieth of a permille of the day's traffic is what comes in five seconds; it comes at most three times as dense.
-    assert found.totals.over_cap <= 3 + 3 * REQUESTS * 5 / 86_400
+    # In five seconds a spike brings three requests or four.
+    assert found.totals.over_cap <= 4
 
 
 def test_without_those_behind_going_first_narrow_campaigns_are_left_short() -> None:
@@ -64,7 +64,7 @@ def test_without_those_behind_going_first_narrow_campaigns_are_left_short() -> N
     outcome = simulate(table, made_up.visits(), CALENDAR, lambda start: HoldOnly(table, CALENDAR, start))
     assert outcome is not None
     goals = {campaign.id: campaign.goal.impressions for campaign in table.limited.values() if campaign.goal}
-    can = deliverable(table, outcome.supply, {name: goal or 0 for name, goal in goals.items()})
+    can = deliverable(table, outcome.kinds(), {name: goal or 0 for name, goal in goals.items()})
     short = [name for name in can if outcome.delivered[name] < 0.99 * (goals[name] or 0)]
     assert len(short) > 0.02 * len(can)
 
@@ -170,7 +170,8 @@ def test_the_requests_of_a_log_are_decided_again(tmp_path: Path) -> None:
     by_id = {one["campaign"]: one for one in found["campaigns"]}
     assert (found["requests"], found["filled"]) == (311, 305)
     assert by_id["small"]["delivered"] == 10
-    assert (by_id["small"]["share"], by_id["small"]["deliverable"]) == (1.0, True)
+    # It is short of nothing, and might have been: large wants whatever there is.
+    assert (by_id["small"]["share"], by_id["small"]["deliverable"]) == (1.0, False)
     assert (by_id["large"]["delivered"], by_id["large"]["deliverable"]) == (291, False)
     assert by_id["often"]["delivered"] == 3
     assert by_id["ended"] | {"reasons": {}} == {
@@ -204,7 +205,7 @@ def test_a_made_up_day_as_text(tmp_path: Path) -> None:
     done = adctl("simulate", "--inventory", str(tmp_path / "ads.json"), "--requests", "600", "--starting", "2026-11-02")
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
-    assert lines[0].endswith("600 requests, 395 filled")
+    assert lines[0].endswith("600 requests, 546 filled")
     assert lines[3].split()[:5] == ["a", "50", "50", "100.0%", "yes"]
     assert "lost_draw" in lines[4]
 

@@ -12,7 +12,7 @@ from adtools.deliverable import deliverable
 from adtools.simulation import HOUR_S, Outcome
 
 DAY_S = 86_400
-# Who is within this part of the goal has delivered it, and within this part of its line is on it.
+# Who is within this part of the goal, or one impression, has delivered it; and of its line, is on it.
 GOAL_TOLERANCE = 0.01
 LINE_TOLERANCE = 0.1
 
@@ -28,7 +28,7 @@ class Forecast(NamedTuple):
     share: float | None
     """delivered / wanted"""
     deliverable: bool | None
-    """Whether the traffic has enough for this goal and all others; None where that was not worked out."""
+    """Whether the traffic has enough for it and for all that it competes with; None where that was not worked out."""
     over_cap: int
     """By how many impressions the daily cap was passed, on the worst day."""
     hours_off: list[int]
@@ -44,7 +44,7 @@ class Totals(NamedTuple):
     filled: int
     campaigns: int
     full: float
-    """The part of them that ended within 1 % of their goal."""
+    """The part of them that ended within 1 % of their goal, or one impression."""
     on_line: float
     """The part of them that was on its line at the end of the worst hour."""
     always_on_line: float
@@ -84,7 +84,7 @@ def forecasts(
         if (wanted := _wanted(campaign, outcome, calendar, before)) is not None
     }
     within_cap = {name: min(number, _cap(table.limited[name], outcome)) for name, number in wanted.items()}
-    can = deliverable(table, outcome.supply, within_cap) if bound else None
+    can = deliverable(table, outcome.kinds(), within_cap) if bound else None
     if can is not None:
         can = {name for name in can if within_cap[name] == wanted[name]}
     found = []
@@ -115,7 +115,7 @@ def _totals(found: list[Forecast], outcome: Outcome) -> Totals:
     judged = [one for one in found if one.wanted and one.deliverable is not False]
     count = len(judged) or 1
     off = Counter(hour for one in judged for hour in one.hours_off)
-    full = sum(abs(one.delivered - one.wanted) <= one.wanted * GOAL_TOLERANCE for one in judged if one.wanted)
+    full = sum(abs(one.delivered - one.wanted) <= max(1, one.wanted * GOAL_TOLERANCE) for one in judged if one.wanted)
     return Totals(
         outcome.requests,
         outcome.filled,

@@ -2,7 +2,8 @@
 
 Decides the requests of delivery logs again (--traffic), or a made-up day of them (--requests), with the server's own
 decisions, counts and pacing and a clock that the traffic moves, so that a day takes seconds. It says for each campaign
-what was delivered of what was wanted, whether the traffic had enough for it at all, and why it was not shown.
+what was delivered of what was wanted, whether the traffic had enough for it and all that it competes with, and why it
+was not shown.
 """
 
 import argparse

@@ -107,11 +107,22 @@ class Outcome:
         self.by_hour: Counter[tuple[str, int]] = Counter()
         """By campaign and hour since the start."""
         self.creatives: Counter[str] = Counter()
-        self.supply: Counter[tuple[str, int]] = Counter()
-        """Requests without invalid traffic, by placement and the mask of campaigns that dates and targeting let in."""
+        self.supply: Counter[tuple[str, int, int]] = Counter()
+        """Requests without invalid traffic, by placement, the mask of campaigns that dates and targeting let in, and
+        hour since the start."""
         self.explained = 0
         self.reasons: dict[str, dict[Reason, float]] = {}
         """Of the requests that were explained, by campaign and the first reason why it was not shown."""
+
+    def hour_at(self, time: float) -> int:
+        return int((time - self.start) // HOUR_S)
+
+    def kinds(self) -> Counter[tuple[str, int]]:
+        """The supply of all hours together."""
+        total: Counter[tuple[str, int]] = Counter()
+        for (placement, mask, _), count in self.supply.items():
+            total[placement, mask] += count
+        return total
 
 
 def simulate(
@@ -160,7 +171,7 @@ def _decide(
     placement, facts = visit.placement, visit.facts
     index = table.placements.get(placement)
     if index is not None and not facts.bot:
-        outcome.supply[placement, index.match(facts, moment)[0]] += 1
+        outcome.supply[placement, index.match(facts, moment)[0], outcome.hour_at(visit.time)] += 1
     over_cap: frozenset[str] = frozenset()
     if visit.user:
         over_cap = capped(memory.history(visit.user), table.caps, visit.time)
@@ -176,7 +187,7 @@ def _decide(
     paced.count(visit, campaign.id, moment)
     outcome.delivered[campaign.id] += 1
     outcome.by_day[campaign.id, moment.day] += 1
-    outcome.by_hour[campaign.id, int((visit.time - outcome.start) // HOUR_S)] += 1
+    outcome.by_hour[campaign.id, outcome.hour_at(visit.time)] += 1
     outcome.creatives[answer.ad.creative.id] += 1
     if visit.user and campaign.frequency_cap is not None:
         memory.record(visit.user, Seen(campaign_key(campaign.id), int(visit.time), 1), table.caps, visit.time)

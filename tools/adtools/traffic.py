@@ -67,8 +67,8 @@ def _visits_of(file: BufferedIOBase) -> Iterator[Visit]:
 class SyntheticDay:
     """`requests` from `start` (a local midnight, epoch seconds) on, alike for alike arguments.
 
-    `drops` stretches of half an hour to an hour have a tenth of their traffic, `spikes` of ten to thirty minutes have
-    three times as much; both fall between 6:00 and 22:00, for all placements at once.
+    In `drops` stretches of 15 to 45 minutes a tenth of the usual traffic comes, in `spikes` of 10 to 30 minutes three
+    times as much, to all placements at once. Of each kind every part of the day from 6:00 to 22:00 has one.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class SyntheticDay:
         self._profiles = self._make_profiles(inventory.campaigns)
         self._usual = {placement.id: self._curve() for placement in self._placements}
         """Of each placement, how much comes in each minute of a usual day."""
-        self.events = self._make_events(drops, 30, 60, 0.1) + self._make_events(spikes, 10, 30, 3.0)
+        self.events = self._make_events(drops, 15, 45, 0.1) + self._make_events(spikes, 10, 30, 3.0)
         """(first minute, minutes, times the usual traffic)"""
 
     def learned_traffic(self, calendar: Calendar) -> dict[str, tuple[float, ...]]:
@@ -132,8 +132,14 @@ class SyntheticDay:
 
     def _make_events(self, number: int, shortest: int, longest: int, factor: float) -> list[tuple[int, int, float]]:
         random = self._random
+        part = 16 * 60 // max(1, number)
         return [
-            (random.randrange(6 * 60, 21 * 60), random.randrange(shortest, longest + 1), factor) for _ in range(number)
+            (
+                6 * 60 + part * event + random.randrange(max(1, part - longest)),
+                random.randint(shortest, longest),
+                factor,
+            )
+            for event in range(number)
         ]
 
     def _make_profiles(self, campaigns: Sequence[Campaign]) -> list[tuple[Facts, float]]:
