@@ -80,7 +80,6 @@ class Eligible:
         "_mask",
         "_matching",
         "_placement",
-        "_yielding",
         "drawing",
         "dropped",
         "excluded",
@@ -105,16 +104,14 @@ class Eligible:
         """Who goes first in their tier."""
         self._dropped = self.dropped = dropped
         self._held = self.excluded = held
-        self._yielding = 0
         if index is None:
             self.drawing = None
             return
-        if behind & mask:
-            self._yielding = index.yielding(mask, behind)
-        if self._yielding:
-            self.excluded = held | dict.fromkeys(index.ids_in(self._yielding), Reason.OTHERS_BEHIND)
-            self.dropped += ((Reason.OTHERS_BEHIND, self._yielding.bit_count()),)
-        self.drawing = index.drawing(mask ^ self._yielding)
+        yielding = index.yielding(mask, behind) if behind & mask else 0
+        if yielding:
+            self.excluded = held | dict.fromkeys(index.ids_in(yielding), Reason.OTHERS_BEHIND)
+            self.dropped += ((Reason.OTHERS_BEHIND, yielding.bit_count()),)
+        self.drawing = index.drawing(mask ^ yielding)
         if self.drawing is not None:
             self.dropped += self.drawing.dropped
 
@@ -143,7 +140,8 @@ class Eligible:
         back, behind = index.standing_masks(held)
         return (
             self._matching & back == self._matching ^ self._mask
-            and (behind == self._behind or index.yielding(self._mask, behind) == self._yielding)
+            # Also of those in a lower tier, which is next when a visitor has seen enough of the first.
+            and not (behind ^ self._behind) & self._mask
             and all(held[campaign_id] is reason for campaign_id, reason in self._held.items())
         )
 

@@ -103,7 +103,7 @@ def test_an_even_campaign_follows_the_traffic_of_its_own_placements_and_hours() 
         traffic={"side": EVENING, "foot": FLAT, "gone": FLAT},
     )
 
-    def hour(campaign_id: str, number: int) -> float:
+    def hour(campaign_id: str, number: int) -> Any:
         forecast = found[campaign_id].forecast
         return (forecast[number] - forecast[number - 1]) / FORECAST_TOTAL * 1000
 
