@@ -3,7 +3,7 @@ from math import exp, fsum, lgamma
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adcore.core.adtable import build_table
@@ -42,11 +42,13 @@ def exact(results: list[tuple[int, int]]) -> float:
 RESULTS = st.integers(0, 20_000).flatmap(lambda shown: st.tuples(st.just(shown), st.integers(0, min(shown, 300))))
 
 
+@settings(deadline=None)
 @given(RESULTS, RESULTS)
 def test_the_chance_to_be_the_best_of_two_is_the_exact_one(first: tuple[int, int], second: tuple[int, int]) -> None:
     assert best_chances([first, second])[1] == pytest.approx(exact([first, second]), abs=2e-3)
 
 
+@settings(deadline=None)
 @given(st.lists(RESULTS, min_size=1, max_size=6))
 def test_chances_are_a_distribution_in_which_more_clicks_never_hurt(results: list[tuple[int, int]]) -> None:
     chances = best_chances(results)

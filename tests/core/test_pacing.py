@@ -3,7 +3,7 @@ from itertools import accumulate
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adcore.core.inventory import Campaign, Creative, DailyCap, Goal
@@ -142,6 +142,7 @@ def situations(draw: st.DrawFn) -> tuple[Campaign, Delivered, float]:
     return limited, delivered, DAY[0] + draw(st.floats(0, 0.999)) * (DAY[1] - DAY[0])
 
 
+@settings(deadline=None)
 @given(situations())
 def test_a_standing_holds_until_the_impression_that_it_names(situation: tuple[Campaign, Delivered, float]) -> None:
     limited, delivered, now = situation
@@ -157,6 +158,7 @@ def test_a_standing_holds_until_the_impression_that_it_names(situation: tuple[Ca
         assert found.impressions >= 70
 
 
+@settings(deadline=None)
 @given(situations(), st.floats(0, 1))
 def test_a_standing_holds_until_the_time_that_it_names(
     situation: tuple[Campaign, Delivered, float], share: float
@@ -169,6 +171,7 @@ def test_a_standing_holds_until_the_time_that_it_names(
         assert standing(limited, delivered, before, DAY).reason is found.reason
 
 
+@settings(deadline=None)
 @given(FORECASTS, st.floats(-400, 400), st.floats(0.1, 400), st.floats(0, 1))
 def test_a_line_rises_from_0_to_1_and_knows_when(
     forecast: tuple[int, ...], start_h: float, hours: float, share: float
