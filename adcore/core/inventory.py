@@ -9,7 +9,7 @@ Must not know where documents come from (files, SQL, memcached) or what a table 
 
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from difflib import get_close_matches
 from functools import cache
@@ -29,6 +29,7 @@ DATA_BYTES_MAX = 64 * 1024
 DATA_DEPTH_MAX = 16
 # The largest integer that a browser reads as the same number.
 JSON_INTEGER_MAX = 2**53 - 1
+HOURS_OF_WEEK = 168
 # A person keeps such a list by hand; longer ones are better told as key-values by the page.
 TARGETS_MAX = 1000
 # Of a keyword, and of the name and the value of a key-value: pages send them in a URL of at most 8 KiB.
@@ -138,6 +139,8 @@ _NEEDS: dict[Format, tuple[str, ...]] = {
 }
 
 
+_NOT_IN_DOCUMENT = frozenset({"forecast"})
+
 # Rows of 100,000 creatives stay for long and are trees, so the garbage collector need not look at any (`gc=False`).
 
 
@@ -230,9 +233,13 @@ class Campaign(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     goal: Goal | None = None
     daily_cap: DailyCap | None = None
     pacing: Literal["asap", "even"] = "asap"
+    optimize: Literal["ctr"] | None = None
     frequency_cap: FrequencyCap | None = None
     targeting: Targeting = Targeting()
     creatives: tuple[Creative, ...] = ()
+    forecast: tuple[int, ...] = ()
+    """No part of the document: what part of a week's traffic is expected by the end of each hour of it, from Monday
+    0:00 (learned.py); () where nothing is learned."""
 
 
 class Inventory(msgspec.Struct, frozen=True):
@@ -263,24 +270,27 @@ class InventoryError(AdcoreError):
 
 
 def parse_inventory(document: object) -> Inventory:
-    """The inventory of a document. Raises InventoryError with every error in it."""
-    inventory, problems = check_inventory(document)
+    """The inventory of a document that somebody wrote. Raises InventoryError with every error in it."""
+    inventory, problems = check_inventory(document, ("placements", "campaigns"))
     if problems:
         raise InventoryError(problems)
     return inventory
 
 
-def check_inventory(document: object) -> tuple[Inventory, tuple[Problem, ...]]:
-    """The valid rows of a document, and every error in the others.
+def check_inventory(
+    document: object, parts: Sequence[str] = ("placements", "campaigns", "learned")
+) -> tuple[Inventory, tuple[Problem, ...]]:
+    """The valid rows of a document of these parts, and every error in the others.
 
-    A bad creative is left out alone, a bad campaign with its creatives; of two rows with one id the second.
+    A bad creative is left out alone, a bad campaign with its creatives; of two rows with one id the second. What a
+    store has learned is no part of the inventory (see learned.py).
     """
     problems: list[Problem] = []
     top = _Row(problems, "$", "inventory", None)
     if not isinstance(document, Mapping):
         top.refuse("", 'must be an object: {"placements": [...], "campaigns": [...]}', document)
         return Inventory(), tuple(problems)
-    top.refuse_unknown(document, ("placements", "campaigns"))
+    top.refuse_unknown(document, parts)
     placements: list[Placement] = []
     placement_ids: dict[str, _Row] = {}
     for row, fields in top.read_rows(document, "placements", "placement"):
@@ -314,6 +324,9 @@ def check_inventory(document: object) -> tuple[Inventory, tuple[Problem, ...]]:
 def to_document(inventory: Inventory) -> dict[str, Any]:
     """The document of an inventory, every field written out: parsing it gives an equal inventory."""
     document: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(inventory))
+    for campaign in document["campaigns"]:
+        for name in _NOT_IN_DOCUMENT:
+            del campaign[name]
     return document
 
 
@@ -573,7 +586,8 @@ class _Field(NamedTuple):
 
 @cache
 def _fields_of(cls: type[msgspec.Struct]) -> dict[str, _Field]:
-    return {field.name: _Field(field.type, field.required) for field in msgspec.structs.fields(cls)}
+    fields = msgspec.structs.fields(cls)
+    return {field.name: _Field(field.type, field.required) for field in fields if field.name not in _NOT_IN_DOCUMENT}
 
 
 def _without_none(wanted: Any) -> Any:

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from adcore.core.adtable import AdTable, Steps, change_table
-from adcore.core.inventory import Campaign, Inventory, Placement, Problem, check_inventory
+from adcore.core.adtable import AdTable, Steps, change_table, check_document
+from adcore.core.inventory import Campaign, Inventory, Placement, Problem
 from adcore.errors import SourceError
 from adcore.sources import Revision, Rows, Source
 from adcore.sources.archive import TableArchive
@@ -121,7 +121,7 @@ class Reader:
         if found is None:
             return Answer(tuple(self._notes), asked_monotonic, self._fresh), []
         rows, origin = found
-        inventory, problems = check_inventory(rows.document)
+        inventory, problems = check_document(rows.document)
         digest, why = _doubt(rows, inventory, ask)
         if why is not None:
             return Answer(tuple(self._notes), asked_monotonic, False, None, digest, why), []

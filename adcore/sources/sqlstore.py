@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import msgspec
 
 from adcore.core.inventory import Inventory, to_document
+from adcore.core.learned import Learned, read_learned
 from adcore.errors import SourceError
 from adcore.sources import Revision, Rows
 
@@ -27,7 +28,7 @@ COLUMNS = {
     "campaigns": (
         *("id", "position", "name", "advertiser", "priority", "weight", "status", "starts_at", "ends_at"),
         *_LIMITS,
-        *("pacing", "frequency_cap_impressions", "frequency_cap_seconds", "targeting"),
+        *("pacing", "frequency_cap_impressions", "frequency_cap_seconds", "targeting", "optimize_for"),
     ),
     "creatives": (
         *("id", "campaign", "position", "width", "height", "format", "weight", "image_url", "alt", "html"),
@@ -150,8 +151,25 @@ def _read_rows(db: Dialect) -> Rows:
     objects = [campaign_object(row, of_campaign.pop(row["id"], [])) for row in campaigns]
     # A creative without its campaign (foreign keys switched off) is named as part of a campaign that is not there.
     objects += [{"id": campaign, "creatives": orphans} for campaign, orphans in of_campaign.items()]
-    document = {"placements": [placement_object(row) for row in placements], "campaigns": objects}
+    document: dict[str, Any] = {"placements": [placement_object(row) for row in placements], "campaigns": objects}
+    learned = _learned_object(db)
+    if any(learned.values()):
+        document["learned"] = learned
     return Rows(revision, document)
+
+
+def read_learned_rows(db: Dialect) -> Learned:
+    """What was learned, without the rows that are bad."""
+    return read_learned({"learned": _learned_object(db)})[0]
+
+
+def _learned_object(db: Dialect) -> dict[str, dict[str, Any]]:
+    traffic = db.query("SELECT * FROM placement_traffic ORDER BY placement")
+    creatives = db.query("SELECT * FROM creative_results ORDER BY creative")
+    return {
+        "traffic": {row["placement"]: _from_json(row["requests"]) for row in traffic},
+        "creatives": {row["creative"]: [row["shown"], row["clicks"]] for row in creatives},
+    }
 
 
 def write_inventory(db: Dialect, choose: Callable[[Rows], Inventory]) -> Revision:
@@ -197,6 +215,7 @@ def wanted_rows(document: dict[str, Any]) -> dict[str, dict[str, tuple[Any, ...]
     for position, campaign in enumerate(document["campaigns"]):
         rows["advertisers"][campaign["advertiser"]] = (campaign["advertiser"],)
         flat = {**campaign, "position": position, "targeting": _to_json(campaign["targeting"])}
+        flat["optimize_for"] = campaign["optimize"]  # which alone is a word of MySQL's
         for group in ("goal", "daily_cap", "frequency_cap"):
             for name, value in (campaign[group] or {}).items():
                 flat[f"{group}_{name}"] = value
@@ -232,6 +251,7 @@ def campaign_object(row: Row, creatives: list[dict[str, Any]]) -> dict[str, Any]
     names = ("id", "name", "advertiser", "priority", "weight", "status", "starts_at", "ends_at", "pacing")
     return {
         **{name: row[name] for name in names},
+        "optimize": row["optimize_for"],
         "goal": _group(row, "goal", ("impressions", "clicks")),
         "daily_cap": _group(row, "daily_cap", ("impressions", "clicks")),
         "frequency_cap": _group(row, "frequency_cap", ("impressions", "seconds")),
