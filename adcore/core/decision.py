@@ -111,14 +111,15 @@ class Eligible:
         if yielding:
             self.excluded = held | dict.fromkeys(index.ids_in(yielding), Reason.OTHERS_BEHIND)
             self.dropped += ((Reason.OTHERS_BEHIND, yielding.bit_count()),)
-        self.drawing = index.drawing(mask ^ yielding)
+            mask ^= yielding
+        self.drawing = index.drawing(mask)
         if self.drawing is not None:
             self.dropped += self.drawing.dropped
 
     def without(self, capped: frozenset[str], taken: frozenset[str] | set[str]) -> "Eligible":
         """Those who are neither at the user's frequency cap nor already on the page."""
         index = self._index
-        if index is None:
+        if index is None or not (capped or taken):
             return self
         mask, dropped = self._mask, self._dropped
         held = dict(self._held)
