@@ -117,8 +117,8 @@ def type_of(record: AnyRecord) -> str:
 
 
 Impressed = tuple[bytes, bytes, bytes, bytes, bytes, float, float, bytes]
-"""An impression in parts. What many share is packed once, by `Form.fields`: that of the table (`generation`,
-`revision`), that of the ad (AD_FIELDS), that of alike visitors (VISITOR_FIELDS), `ip`, and `user`. Then its chance,
+"""An impression in parts. What many share is packed once, by `Form.fields`: that of the table
+(TABLE_FIELDS), that of the ad (AD_FIELDS), that of alike visitors (VISITOR_FIELDS), `ip`, and `user`. Then its chance,
 time, and id."""
 
 
@@ -138,6 +138,7 @@ class Form(Protocol):
         ...
 
 
+TABLE_FIELDS = ("generation", "revision")
 AD_FIELDS = ("placement", "campaign", "creative", "host")
 VISITOR_FIELDS = (
     *("device", "os", "country", "languages", "keywords", "key_values", "ivt"),

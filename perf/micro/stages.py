@@ -26,7 +26,7 @@ from adcore.counters import Counters
 from adcore.delivery import Delivery
 from adcore.deliverylog.queue import RecordQueue
 from adcore.deliverylog.reader import read_records
-from adcore.deliverylog.record import AD_FIELDS, FORMS, VISITOR_FIELDS, Impression
+from adcore.deliverylog.record import AD_FIELDS, FORMS, TABLE_FIELDS, VISITOR_FIELDS, Impression
 from adcore.deliverylog.spool import Spool
 from adcore.deliverylog.writer import LogWriter
 from adcore.followed import Followed
@@ -210,7 +210,7 @@ def record(parts: Parts) -> Stage:
     values, impression_id = msgspec.structs.asdict(sample), sample.id.encode()
     shared = [
         form.fields({name: values[name] for name in names})
-        for names in (["generation", "revision"], AD_FIELDS, VISITOR_FIELDS, ["ip"], ["user"])
+        for names in (TABLE_FIELDS, AD_FIELDS, VISITOR_FIELDS, ["ip"], ["user"])
     ]
 
     of_table, of_ad, of_visitor, ip, user = shared
