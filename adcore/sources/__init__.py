@@ -4,7 +4,7 @@ A `Store` is the database of record (SQLite, MySQL): it gives and takes document
 calls block and belong in one thread at a time.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import unquote
@@ -47,6 +47,9 @@ class Source(Protocol):
     def revision(self) -> Revision: ...
 
     def load(self) -> Rows: ...
+
+    def delivered(self, campaigns: Sequence[str], day: str) -> dict[str, tuple[int, int, int, int]]:
+        """What was collected of these campaigns, in all and on a local date (results.read_delivered)."""
 
     def close(self) -> None: ...
 

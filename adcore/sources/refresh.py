@@ -19,8 +19,8 @@ from adcore.background import BackgroundThread
 from adcore.core.adtable import EMPTY, AdTable, Steps, build_table, finish, let_go
 from adcore.errors import SourceError
 from adcore.sources import Revision
+from adcore.sources.child import ChildError
 from adcore.sources.lastgood import LastGood
-from adcore.sources.loader import LoaderError
 from adcore.sources.reader import Answer, Ask, Note, Offer, apply_offer, digests
 
 log = logging.getLogger("adcore.sources")
@@ -189,7 +189,7 @@ class Refresher:
             if answer.offer is not None:
                 await self._take(answer.offer, parts)
                 self._note(await self._in_thread(self._looker.keep))
-        except LoaderError as error:
+        except ChildError as error:
             log.error("%s", error)
             self._reload = self._reload or reload
         except Exception:
