@@ -4,22 +4,20 @@
 whenever it changes, so that its identity is its version. Counting an impression is three additions: how many more may
 follow before a limit can be reached is known from the last look (pacing.hold), so a goal of 10 ends at 10.
 
-Knows no clock and no file: the moment is an argument, and `to_state` gives plain data for CounterFile.
+Knows no clock and no file: the moment is an argument, and what this process has counted itself (`untold`) and what
+others have (`take_in`) are plain data, exchanged by Teller.
 """
 
 import heapq
 from collections.abc import Iterable, Mapping
 from math import inf
 
-from adcore.core.adtable import AdTable
+from adcore.core.adtable import AdTable, Steps
 from adcore.core.calendar import Calendar, Moment
 from adcore.core.inventory import Campaign
 from adcore.core.pacing import Delivered, hold, impressions_until_hold
 from adcore.core.reason import Reason
-
-CounterState = dict[str, tuple[int, int, int, int, int]]
-"""{campaign: (impressions, clicks, day, impressions on that day, clicks on that day)}"""
-NOTHING = (0, 0, 0, 0, 0)
+from adcore.counts import NOTHING, CounterState, add_to_parts
 
 
 class Count(Delivered):
@@ -39,11 +37,17 @@ class Counters:
     def __init__(self, calendar: Calendar) -> None:
         self.calendar = calendar
         self.held: Mapping[str, Reason] = {}
-        self.changed = False
         self._counts: dict[str, Count] = {}
         self._limited: Mapping[str, Campaign] = {}
         self._others: CounterState = {}
         """What the counts have of other processes."""
+        self._told: CounterState = {}
+        """What `untold` has given of this one."""
+
+    @property
+    def limited(self) -> Mapping[str, Campaign]:
+        """The campaigns that counts can stop, as the table in use has them."""
+        return self._limited
 
     def of(self, campaign_id: str) -> Count:
         count = self._counts.get(campaign_id)
@@ -82,7 +86,6 @@ class Counters:
         count.impressions += 1
         count.impressions_today += 1
         count.until_look -= 1
-        self.changed = True
         if count.until_look <= 0:
             self._look_and_hold(count, self.calendar.moment(now))
 
@@ -90,7 +93,6 @@ class Counters:
         count.turn_to(moment.day)
         count.clicks += 1
         count.clicks_today += 1
-        self.changed = True
         self._look_and_hold(count, moment)
 
     def _look_and_hold(self, count: Count, moment: Moment) -> None:
@@ -116,51 +118,63 @@ class Counters:
         today = [count for count in self._counts.values() if count.day == day]
         return heapq.nlargest(number, today, key=lambda count: count.impressions_today)
 
-    def to_state(self) -> CounterState:
-        """What this process has counted itself: all but what `rebase` has told it of others."""
-        state = {}
-        for campaign_id, d in self._counts.items():
-            impressions, clicks, day, impressions_today, clicks_today = self._others.get(campaign_id, NOTHING)
-            if day != d.day:
-                impressions_today = clicks_today = 0
-            own = (d.impressions - impressions, d.clicks - clicks)
-            if any(own):
-                state[campaign_id] = (
-                    *own,
-                    d.day,
-                    # A clock that was set back over midnight has taken more than there was.
-                    max(0, d.impressions_today - impressions_today),
-                    max(0, d.clicks_today - clicks_today),
-                )
-        return state
+    def untold(self) -> Steps[list[CounterState]]:
+        """What this process has counted itself and has not told yet, in parts; each campaign with all its counts."""
+        parts: list[CounterState] = []
+        for number, count in enumerate(list(self._counts.values()), 1):
+            campaign_id = count.campaign_id
+            own = self._own(count)
+            if own != self._told.get(campaign_id) and (any(own[:2]) or campaign_id in self._told):
+                self._told[campaign_id] = own
+                add_to_parts(parts, campaign_id, own)
+            if number % 50 == 0:
+                yield
+        return parts
+
+    def tell_again(self) -> None:
+        """Nobody knows what was told: `untold` begins anew."""
+        self._told = {}
+
+    def _own(self, count: Count) -> tuple[int, int, int, int, int]:
+        """All but what `take_in` has told of others."""
+        impressions, clicks, day, impressions_today, clicks_today = self._others.get(count.campaign_id, NOTHING)
+        if day != count.day:
+            impressions_today = clicks_today = 0
+        return (
+            count.impressions - impressions,
+            count.clicks - clicks,
+            count.day,
+            # A clock that was set back over midnight has taken more than there was.
+            max(0, count.impressions_today - impressions_today),
+            max(0, count.clicks_today - clicks_today),
+        )
 
     def restore(self, own: CounterState) -> None:
-        """Go on from what `to_state` gave once."""
-        self._add({}, own)
+        """Go on from what this process, or the one before it, had counted itself."""
+        for campaign_id, counts in own.items():
+            self._add(self.of(campaign_id), NOTHING, counts)
 
-    def rebase(self, others: CounterState) -> None:
-        """Take in what others have counted until now, in place of what they had the last time."""
-        self._add(self._others, others)
-        self._others = others
-
-    def _add(self, before: CounterState, now: CounterState) -> None:
-        for campaign_id, (impressions, clicks, day, impressions_today, clicks_today) in now.items():
-            was = before.get(campaign_id, NOTHING)
+    def take_in(self, others: CounterState, moment: Moment) -> None:
+        """Count what others have counted until now, in place of what they had before, and hold what has had enough."""
+        held = {}
+        for campaign_id, counts in others.items():
             count = self.of(campaign_id)
-            count.until_look = 0
-            count.impressions += impressions - was[0]
-            count.clicks += clicks - was[1]
-            counted_then = was[2] == day == count.day
-            if day > count.day:
-                count.turn_to(day)
-            if day == count.day:
-                count.impressions_today += impressions_today - (was[3] if counted_then else 0)
-                count.clicks_today += clicks_today - (was[4] if counted_then else 0)
+            self._add(count, self._others.get(campaign_id, NOTHING), counts)
+            self._others[campaign_id] = counts
+            reason = self._look(count, moment)
+            if reason is not None and reason is not self.held.get(campaign_id):
+                held[campaign_id] = reason
+        if held:
+            self.held = {**self.held, **held}
 
-
-def add_counts(total: CounterState, more: CounterState) -> None:
-    """Add `more` to `total`. Of two days the later one's counts are today's."""
-    for campaign_id, counts in more.items():
-        first, second = sorted((total.get(campaign_id, NOTHING), counts), key=lambda c: c[2])
-        today = (second[3], second[4]) if first[2] < second[2] else (first[3] + second[3], first[4] + second[4])
-        total[campaign_id] = (first[0] + second[0], first[1] + second[1], second[2], *today)
+    def _add(self, count: Count, was: tuple[int, ...], now: tuple[int, ...]) -> None:
+        impressions, clicks, day, impressions_today, clicks_today = now
+        count.until_look = 0
+        count.impressions += impressions - was[0]
+        count.clicks += clicks - was[1]
+        counted_then = was[2] == day == count.day
+        if day > count.day:
+            count.turn_to(day)
+        if day == count.day:
+            count.impressions_today += impressions_today - (was[3] if counted_then else 0)
+            count.clicks_today += clicks_today - (was[4] if counted_then else 0)

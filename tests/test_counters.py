@@ -8,7 +8,7 @@ from adcore.core.adtable import AdTable, build_table
 from adcore.core.calendar import Calendar, Moment
 from adcore.core.reason import Reason
 from adcore.counterfile import CounterFile
-from adcore.counters import Counters, add_counts
+from adcore.counters import Counters
 from adcore.errors import StartError
 
 ZONE = ZoneInfo("Asia/Tokyo")

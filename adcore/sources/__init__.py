@@ -37,6 +37,13 @@ class Rows(msgspec.Struct, frozen=True):
     document: dict[str, Any]
 
 
+class Note(msgspec.Struct, frozen=True):
+    """How a source (store, snapshot or disk) did: an error, or None when it answered."""
+
+    source: str
+    error: str | None
+
+
 class Source(Protocol):
     """What the refresh timer reads. Every call may raise SourceError."""
 

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import IO
 
@@ -52,8 +52,8 @@ class Child:
         return None if self._process is None else self._process.pid
 
     @contextmanager
-    def _asking(self, *frames: bytes) -> Iterator[IO[bytes]]:
-        """Send frames; the pipe that the answer comes from. Raises ChildError."""
+    def _asking(self, frames: Iterable[bytes]) -> Iterator[IO[bytes]]:
+        """Send frames as they come; the pipe that the answer comes from. Raises ChildError."""
         process = self._process or self._start()
         assert process.stdin is not None
         assert process.stdout is not None
@@ -140,7 +140,7 @@ class Asker:
         os._exit(0)
 
 
-def _write(pipe: IO[bytes], frames: Sequence[bytes]) -> None:
+def _write(pipe: IO[bytes], frames: Iterable[bytes]) -> None:
     for frame in frames:
         pipe.write(len(frame).to_bytes(4, "big") + frame)
     pipe.flush()

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import msgspec
 
-from adcore.sources import open_store
+from adcore.sources import Note, open_store
 from adcore.sources.child import Asker, Child
 from adcore.sources.lastgood import LastGood
-from adcore.sources.reader import Answer, Ask, Note, Reader
+from adcore.sources.reader import Answer, Ask, Reader
 
 # A tenth of a core that the server fills, all of one that is idle. SCHED_IDLE would never come to an end on a full one.
 NICENESS = 10
@@ -44,7 +44,7 @@ class Loader(Child):
 
     def look(self, ask: Ask) -> tuple[Answer, list[bytes]]:
         """As Reader.look. Raises ChildError when the process ended."""
-        with self._asking(_encode(ask)) as pipe:
+        with self._asking([_encode(ask)]) as pipe:
             answer = msgspec.msgpack.decode(self._read(pipe), type=Answer)
             parts = [self._read(pipe) for _ in range(answer.offer.parts)] if answer.offer is not None else []
         return answer, parts
@@ -52,7 +52,7 @@ class Loader(Child):
     def keep(self) -> list[Note]:
         """As Reader.keep. The process has done its work then."""
         try:
-            with self._asking(KEEP) as pipe:
+            with self._asking([KEEP]) as pipe:
                 return msgspec.msgpack.decode(self._read(pipe), type=list[Note])
         finally:
             self._end()
