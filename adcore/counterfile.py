@@ -20,7 +20,7 @@ from adcore.errors import StartError
 FILES_MAX = 1024
 
 
-class Kept(msgspec.Struct):
+class Kept(msgspec.Struct, forbid_unknown_fields=True):
     """What a file holds; tally.py says what the last two are for."""
 
     counts: CounterState = {}
@@ -80,6 +80,16 @@ class CounterFile:
             if path in self._others:
                 found[path] = self._others[path][1]
         return found, problems
+
+    def is_alone(self) -> bool:
+        """Whether no other process has a file here; one may have a lock and not have written its file yet."""
+        for path in self._first.parent.glob(f"{self._first.stem}*.lock"):
+            if path != self.path.with_suffix(".lock"):
+                fd = _lock(path)
+                if fd is None:
+                    return False
+                os.close(fd)
+        return True
 
     @contextmanager
     def taken(self, path: Path) -> Iterator["CounterFile | None"]:

@@ -208,7 +208,7 @@ class Tally:
         if seen is not None:
             self._share_for(self._compare(seen, files))
         if self._collected is not None:
-            self._take_collected(self._collected, files, host)
+            self._take_collected(self._collected, host)
         notes = tuple(Note(source, error) for source, error in self._notes.items())
         return Answer(notes), self._changes(host)
 
@@ -354,11 +354,9 @@ class Tally:
                     total[number] += figure
         return host
 
-    def _take_collected(
-        self, collected: "_Collected", files: Mapping[Path, Kept], host: Mapping[str, Sequence[int]]
-    ) -> None:
+    def _take_collected(self, collected: "_Collected", host: Mapping[str, Sequence[int]]) -> None:
         try:
-            found = collected.ripe(list(self._wanted), self._day, lambda: self._is_alone(files))
+            found = collected.ripe(list(self._wanted), self._day, self._file.is_alone)
         except SourceError as error:
             self._notes["store"] = str(error)
             return
@@ -370,13 +368,6 @@ class Tally:
             of_host = host.get(campaign, ZERO)
             for number, figure in enumerate(theirs):
                 self._raise_figure(campaign, number, figure - own[number] - of_host[number])
-
-    def _is_alone(self, files: Iterable[Path]) -> bool:
-        for path in files:
-            with self._file.taken(path) as file:
-                if file is None:
-                    return False
-        return True
 
     def _raise_figure(self, campaign: str, number: int, figure: int) -> None:
         one = [0, 0, 0, 0]
