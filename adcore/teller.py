@@ -87,13 +87,15 @@ class Teller:
         self.healths = {source: Health(label) for source, label in labels.items()}
 
     def warm_up(self) -> None:
-        """Have the bank open while there is no table yet."""
-        self._first = asyncio.get_running_loop().create_task(self.exchange())
+        """Have the process and memcached ready by the time that there is a table."""
+        if "memcached" in self.healths:
+            self._first = asyncio.get_running_loop().create_task(self.exchange())
 
     async def start(self) -> None:
-        """Ask what others have counted, and wait for it for a while."""
-        self._first = asyncio.get_running_loop().create_task(self.exchange())
-        await asyncio.wait([self._first], timeout=FIRST_EXCHANGE_S)
+        """Ask what other hosts have counted, and wait for it for a while; what this one's files say is known."""
+        if "memcached" in self.healths:
+            self._first = asyncio.get_running_loop().create_task(self.exchange())
+            await asyncio.wait([self._first], timeout=FIRST_EXCHANGE_S)
 
     async def run(self) -> None:
         """Exchange until cancelled."""
@@ -102,17 +104,16 @@ class Teller:
             await self.exchange()
 
     async def close(self) -> None:
-        """Tell the last counts; keep them in the file whatever happens. To be called when nothing is counted any more.
-
-        Raises OSError when even that fails.
-        """
-        self._counters.tell_again()
-        told = asyncio.ensure_future(self.exchange())
-        await asyncio.wait([told], timeout=LAST_EXCHANGE_S)
-        in_time = told.done() and told.result()
+        """Tell the last counts, when nothing is counted any more; whatever happens they are kept in the file."""
+        in_time = False
+        if self._first is not None or self.exchanges:
+            self._counters.tell_again()
+            told = asyncio.ensure_future(self.exchange())
+            await asyncio.wait([told], timeout=LAST_EXCHANGE_S)
+            in_time = told.done() and told.result()
         self._bank.close()
         if not in_time:
-            # The bank is gone, whatever it was about.
+            # The bank is gone, or was never needed; a call that is still under way ends now.
             await asyncio.wait([asyncio.ensure_future(self._in_thread(lambda: None))], timeout=LAST_EXCHANGE_S)
             self._counters.tell_again()
             try:

@@ -164,7 +164,7 @@ def test_after_an_error_all_is_told_again(file: CounterFile) -> None:
     assert bank.asked[0] == bank.asked[1]
 
 
-@pytest.mark.parametrize("what", ["hangs", "fails"])
+@pytest.mark.parametrize("what", ["hangs", "fails", "was never asked"])
 def test_the_last_counts_are_kept_whatever_the_bank_does(
     what: str, file: CounterFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -173,14 +173,19 @@ def test_the_last_counts_are_kept_whatever_the_bank_does(
     file.save(kept)
     counters = counters_with(1)
     deliver(counters, "c0", 4)
-    bank = FakeBank(error=ChildError("it ended"))
-    if what == "hangs":
-        bank.hanging = threading.Event()
+    bank = FakeBank()
 
     async def end() -> None:
-        await teller(bank, counters, file).close()
+        one = teller(bank, counters, file)
+        if what != "was never asked":
+            assert await one.exchange()
+        if what == "hangs":
+            bank.hanging = threading.Event()
+        bank.error = ChildError("it ended")
+        await one.close()
 
     asyncio.run(end())
+    assert len(bank.asked) == (0 if what == "was never asked" else 2)
     kept.counts["c0"] = (4, 0, DAY, 4, 0)
     assert file.load() == kept
 
