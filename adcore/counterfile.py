@@ -139,7 +139,11 @@ def _version(path: Path) -> tuple[int, ...]:
 
 def _load(path: Path) -> Kept:
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Kept)
+        raw = path.read_bytes()
+        try:
+            return msgspec.json.decode(raw, type=Kept)
+        except msgspec.ValidationError:  # the first versions wrote nothing but the counts
+            return Kept(msgspec.json.decode(raw, type=CounterState))
     except FileNotFoundError:
         return Kept()
     except (OSError, msgspec.DecodeError) as error:

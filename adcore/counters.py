@@ -9,15 +9,18 @@ others have (`take_in`) are plain data, exchanged by Teller.
 """
 
 import heapq
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from math import inf
 
-from adcore.core.adtable import AdTable, Steps
+from adcore.core.adtable import AdTable, Steps, finish
 from adcore.core.calendar import Calendar, Moment
 from adcore.core.inventory import Campaign
 from adcore.core.pacing import Delivered, hold, impressions_until_hold
 from adcore.core.reason import Reason
 from adcore.counts import NOTHING, CounterState, add_to_parts
+
+# So many campaigns are looked at in one step: 100 us at most.
+STEP_CAMPAIGNS = 20
 
 
 class Count(Delivered):
@@ -64,7 +67,15 @@ class Counters:
 
     def turn(self, moment: Moment) -> None:
         """Let time pass: a new day's caps, and campaigns whose line has caught up with them."""
-        self._hold(self._held_of(self._limited, moment))
+        finish(self.turn_in_steps(lambda: moment.time))
+
+    def turn_in_steps(self, clock: Callable[[], float]) -> Steps[None]:
+        """The same in small steps, each for the time that it is then."""
+        campaign_ids = list(self._limited)
+        for start in range(0, len(campaign_ids), STEP_CAMPAIGNS):
+            moment = self.calendar.moment(clock())
+            self._look_at(campaign_ids[start : start + STEP_CAMPAIGNS], moment)
+            yield
 
     def _held_of(self, campaign_ids: Iterable[str], moment: Moment) -> dict[str, Reason]:
         held = {}
@@ -94,6 +105,13 @@ class Counters:
         count.clicks += 1
         count.clicks_today += 1
         self._look_and_hold(count, moment)
+
+    def _look_at(self, campaign_ids: Iterable[str], moment: Moment) -> None:
+        """Hold those of these campaigns that must not be shown now, and no longer hold the others."""
+        looked = {campaign_id: self._look(self.of(campaign_id), moment) for campaign_id in campaign_ids}
+        if any(self.held.get(campaign_id) is not reason for campaign_id, reason in looked.items()):
+            now = {**self.held, **looked}
+            self.held = {campaign_id: reason for campaign_id, reason in now.items() if reason is not None}
 
     def _look_and_hold(self, count: Count, moment: Moment) -> None:
         reason = self._look(count, moment)
@@ -127,7 +145,7 @@ class Counters:
             if own != self._told.get(campaign_id) and (any(own[:2]) or campaign_id in self._told):
                 self._told[campaign_id] = own
                 add_to_parts(parts, campaign_id, own)
-            if number % 50 == 0:
+            if number % STEP_CAMPAIGNS == 0:
                 yield
         return parts
 
@@ -156,16 +174,10 @@ class Counters:
 
     def take_in(self, others: CounterState, moment: Moment) -> None:
         """Count what others have counted until now, in place of what they had before, and hold what has had enough."""
-        held = {}
         for campaign_id, counts in others.items():
-            count = self.of(campaign_id)
-            self._add(count, self._others.get(campaign_id, NOTHING), counts)
+            self._add(self.of(campaign_id), self._others.get(campaign_id, NOTHING), counts)
             self._others[campaign_id] = counts
-            reason = self._look(count, moment)
-            if reason is not None and reason is not self.held.get(campaign_id):
-                held[campaign_id] = reason
-        if held:
-            self.held = {**self.held, **held}
+        self._look_at(others, moment)
 
     def _add(self, count: Count, was: tuple[int, ...], now: tuple[int, ...]) -> None:
         impressions, clicks, day, impressions_today, clicks_today = now

@@ -64,7 +64,7 @@ from adcore.settings import COUNTS_FILE, LAST_GOOD_FILE
 from adcore.sources import open_store
 from adcore.sources.lastgood import LastGood
 from adcore.sources.loader import Loader, Sources
-from adcore.sources.refresh import Refresher
+from adcore.sources.refresh import Refresher, in_slices
 from adcore.state import State
 from adcore.tally import Ask, Tally
 from adcore.teller import Teller
@@ -532,7 +532,7 @@ class Server:
         while True:
             await asyncio.sleep(TURN_INTERVAL_S)
             errorlog.flush()
-            self.state.counters.turn(self.calendar.moment(time.time()))
+            await in_slices(self.state.counters.turn_in_steps(time.time))
 
     async def _share(self, acceptor: Acceptor) -> None:
         """Leave to other workers what this one has too much of."""

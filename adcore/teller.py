@@ -17,7 +17,7 @@ from adcore.background import BackgroundThread
 from adcore.core.adtable import Steps, finish
 from adcore.core.inventory import Campaign
 from adcore.counterfile import CounterFile
-from adcore.counters import Counters
+from adcore.counters import STEP_CAMPAIGNS, Counters
 from adcore.counts import CounterState
 from adcore.errors import StartError
 from adcore.sources import Note
@@ -33,8 +33,6 @@ JITTER = 0.2
 # A start waits no longer than this for what others have counted, and an end to tell what it has.
 FIRST_EXCHANGE_S = 1.0
 LAST_EXCHANGE_S = 2.0
-# So many campaigns are taken in between two looks at the clock: some 50 us.
-STEP_CAMPAIGNS = 20
 
 R = TypeVar("R")
 
@@ -82,6 +80,7 @@ class Teller:
         self.errors = 0
         self.last_wall: float | None = None
         """When counts were last exchanged without any error."""
+        self._made_wall = clock_wall()
         self.last_s = 0.0
         """How long that took."""
         self.healths = {source: Health(label) for source, label in labels.items()}
@@ -155,7 +154,7 @@ class Teller:
             "exchanges": self.exchanges,
             "errors": self.errors,
             "last": self.last_wall,
-            "age_s": None if self.last_wall is None else max(0.0, self._clock() - self.last_wall),
+            "age_s": max(0.0, self._clock() - (self._made_wall if self.last_wall is None else self.last_wall)),
             "took_s": self.last_s,
             "sources": [health.to_status() for health in self.healths.values()],
         }
@@ -190,6 +189,6 @@ def wanted_of(limited: Mapping[str, Campaign]) -> Steps[dict[str, bool]]:
     for number, (campaign_id, campaign) in enumerate(limited.items(), 1):
         limits = (campaign.goal, campaign.daily_cap)
         wanted[campaign_id] = any(limit is not None and limit.clicks is not None for limit in limits)
-        if number % 50 == 0:
+        if number % STEP_CAMPAIGNS == 0:
             yield
     return wanted

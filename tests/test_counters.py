@@ -8,7 +8,7 @@ from adcore.core.adtable import AdTable, build_table, finish
 from adcore.core.calendar import Calendar, Moment
 from adcore.core.reason import Reason
 from adcore.counterfile import CounterFile, Kept
-from adcore.counters import Counters
+from adcore.counters import STEP_CAMPAIGNS, Counters
 from adcore.counts import PART_MAX, CounterState
 from adcore.errors import StartError
 from adcore.tally import Tally
@@ -163,7 +163,7 @@ def test_many_campaigns_are_told_in_parts_and_steps() -> None:
     for number in range(2 * PART_MAX + 1):
         counters.count_impression(counters.of(f"c{number}"), 1, 0.0)
     steps = counters.untold()
-    assert sum(1 for _ in steps) == (2 * PART_MAX + 1) // 50
+    assert sum(1 for _ in steps) == (2 * PART_MAX + 1) // STEP_CAMPAIGNS
     counters.tell_again()
     parts = finish(counters.untold())
     assert [len(part) for part in parts] == [PART_MAX, PART_MAX, 1]
@@ -260,3 +260,9 @@ def test_counts_that_cannot_be_read_are_named_and_not_forgotten(tmp_path: Path, 
     path.write_bytes(content)
     with pytest.raises(StartError, match=r"counts\.json"):
         CounterFile(path).load()
+
+
+def test_a_file_of_the_first_versions_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "counts.json"
+    path.write_text('{"c": [5, 1, 739000, 2, 0]}')
+    assert CounterFile(path).load() == Kept({"c": (5, 1, 739000, 2, 0)})

@@ -155,8 +155,7 @@ def collect_counts(counts: Mapping[str, Any]) -> Iterator[Metric]:
     yield gauge("adcore_campaigns_held", "Campaigns held back by a goal, a cap or even pacing.", len(counts["held"]))
     yield counter("adcore_counts_exchanges_total", "Times that counts were exchanged.", sharing["exchanges"])
     yield counter("adcore_counts_errors_total", "Errors on the way.", sharing["errors"])
-    if sharing["age_s"] is not None:
-        yield gauge("adcore_counts_age_seconds", "Since that went without an error.", sharing["age_s"])
+    yield gauge("adcore_counts_age_seconds", "Since that went without an error.", sharing["age_s"])
     yield gauge("adcore_counts_exchange_seconds", "How long the last one took.", sharing["took_s"])
     up = GaugeMetricFamily("adcore_counts_source_up", "Whether it answered when last asked.", labels=["source"])
     for source in sharing["sources"]:
