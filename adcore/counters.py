@@ -17,7 +17,7 @@ from adcore.core.calendar import Calendar, Moment
 from adcore.core.inventory import Campaign
 from adcore.core.pacing import Delivered, hold, impressions_until_hold
 from adcore.core.reason import Reason
-from adcore.counts import NOTHING, CounterState, add_to_parts
+from adcore.counts import NOTHING, CounterState, add_to_parts, figures
 
 # So many campaigns are looked at in one step: 100 us at most.
 STEP_CAMPAIGNS = 20
@@ -26,12 +26,46 @@ STEP_CAMPAIGNS = 20
 class Count(Delivered):
     """What one campaign has delivered, and how many impressions it is from the next look at its limits."""
 
-    __slots__ = ("campaign_id", "until_look")
+    __slots__ = ("campaign_id", "others", "until_look")
 
     def __init__(self, campaign_id: str) -> None:
         super().__init__()
         self.campaign_id = campaign_id
         self.until_look: float = 0
+        self.others = NOTHING
+        """What the counts have of other processes; of the day only as long as it is theirs."""
+
+    def turn_to(self, day: int) -> None:
+        """As Delivered.turn_to, but a day that comes again, by a clock that was set, has what others counted on it."""
+        if day != self.day:
+            super().turn_to(day)
+            if day == self.others[2]:
+                self.impressions_today, self.clicks_today = self.others[3:]
+
+    def take_in(self, others: tuple[int, int, int, int, int]) -> None:
+        """Count this of others in place of what they had before."""
+        before, self.others = self.others, others
+        self.impressions += others[0] - before[0]
+        self.clicks += others[1] - before[1]
+        if before[2] == self.day:
+            self.impressions_today -= before[3]
+            self.clicks_today -= before[4]
+        if others[2] == self.day:
+            self.impressions_today += others[3]
+            self.clicks_today += others[4]
+        elif others[2] > self.day:
+            self.turn_to(others[2])
+
+    def own(self) -> tuple[int, int, int, int, int]:
+        """All but what others have counted."""
+        impressions, clicks, impressions_today, clicks_today = figures(self.others, self.day)
+        return (
+            self.impressions - impressions,
+            self.clicks - clicks,
+            self.day,
+            self.impressions_today - impressions_today,
+            self.clicks_today - clicks_today,
+        )
 
 
 class Counters:
@@ -42,8 +76,6 @@ class Counters:
         self.held: Mapping[str, Reason] = {}
         self._counts: dict[str, Count] = {}
         self._limited: Mapping[str, Campaign] = {}
-        self._others: CounterState = {}
-        """What the counts have of other processes."""
         self._told: CounterState = {}
         """What `untold` has given of this one."""
 
@@ -141,7 +173,7 @@ class Counters:
         parts: list[CounterState] = []
         for number, count in enumerate(list(self._counts.values()), 1):
             campaign_id = count.campaign_id
-            own = self._own(count)
+            own = count.own()
             if own != self._told.get(campaign_id) and (any(own[:2]) or campaign_id in self._told):
                 self._told[campaign_id] = own
                 add_to_parts(parts, campaign_id, own)
@@ -153,40 +185,19 @@ class Counters:
         """Nobody knows what was told: `untold` begins anew."""
         self._told = {}
 
-    def _own(self, count: Count) -> tuple[int, int, int, int, int]:
-        """All but what `take_in` has told of others."""
-        impressions, clicks, day, impressions_today, clicks_today = self._others.get(count.campaign_id, NOTHING)
-        if day != count.day:
-            impressions_today = clicks_today = 0
-        return (
-            count.impressions - impressions,
-            count.clicks - clicks,
-            count.day,
-            # A clock that was set back over midnight has taken more than there was.
-            max(0, count.impressions_today - impressions_today),
-            max(0, count.clicks_today - clicks_today),
-        )
-
     def restore(self, own: CounterState) -> None:
         """Go on from what this process, or the one before it, had counted itself."""
-        for campaign_id, counts in own.items():
-            self._add(self.of(campaign_id), NOTHING, counts)
+        for campaign_id, (impressions, clicks, day, impressions_today, clicks_today) in own.items():
+            count = self.of(campaign_id)
+            count.turn_to(day)
+            count.until_look = 0
+            count.impressions += impressions
+            count.clicks += clicks
+            count.impressions_today += impressions_today
+            count.clicks_today += clicks_today
 
     def take_in(self, others: CounterState, moment: Moment) -> None:
         """Count what others have counted until now, in place of what they had before, and hold what has had enough."""
         for campaign_id, counts in others.items():
-            self._add(self.of(campaign_id), self._others.get(campaign_id, NOTHING), counts)
-            self._others[campaign_id] = counts
+            self.of(campaign_id).take_in(counts)
         self._look_at(others, moment)
-
-    def _add(self, count: Count, was: tuple[int, ...], now: tuple[int, ...]) -> None:
-        impressions, clicks, day, impressions_today, clicks_today = now
-        count.until_look = 0
-        count.impressions += impressions - was[0]
-        count.clicks += clicks - was[1]
-        counted_then = was[2] == day == count.day
-        if day > count.day:
-            count.turn_to(day)
-        if day == count.day:
-            count.impressions_today += impressions_today - (was[3] if counted_then else 0)
-            count.clicks_today += clicks_today - (was[4] if counted_then else 0)

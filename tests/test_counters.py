@@ -219,14 +219,18 @@ def test_what_others_counted_yesterday_is_not_of_today() -> None:
     assert untold(counters) == {}
 
 
-def test_a_clock_set_back_over_midnight_leaves_no_negative_count() -> None:
+def test_a_clock_that_is_set_back_and_forth_over_midnight_keeps_what_others_counted() -> None:
     counters = Counters(Calendar(UTC))
+    count = counters.of("c")
     counters.take_in({"c": (10, 0, 101, 4, 0)}, counters.calendar.moment(0))
-    counters.of("c").turn_to(100)
-    counters.of("c").turn_to(101)
-    counters.of("c").impressions += 1
-    counters.of("c").impressions_today += 1
-    assert untold(counters) == {"c": (1, 0, 101, 0, 0)}
+    count_impression(counters, Moment(0.0, 0, 0, 101))
+    count.turn_to(100)
+    assert count.impressions_today == 0
+    count_impression(counters, Moment(0.0, 0, 0, 101))
+    assert (count.impressions, count.impressions_today) == (12, 5)
+    assert untold(counters) == {"c": (2, 0, 101, 1, 0)}
+    counters.take_in({"c": (10, 0, 101, 3, 0)}, counters.calendar.moment(0))
+    assert untold(counters) == {}
 
 
 def test_anothers_file_that_is_damaged_later_counts_as_before(tmp_path: Path) -> None:
