@@ -7,9 +7,10 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from datetime import UTC, date
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from adcore.counters import Counters
 from adcore.counts import Figures
 from adcore.errors import SourceError
 from adcore.sources.memcached import Add, Increase
-from adcore.tally import COLLECTED_EVERY_S, COLLECTED_WAIT, Ask, Tally
+from adcore.tally import COLLECTED_EVERY_S, COLLECTED_WAIT, COUNT_BITS, Ask, Tally
 from tests.test_counters import table
 
 FIRST_DAY = date(2026, 11, 1).toordinal()
@@ -34,6 +35,7 @@ LIMITED = table(
     goal={"impressions": 10**9, "clicks": 10**9}, daily_cap={"impressions": 10**9, "clicks": 10**9}, weight=1
 )
 CALENDAR = Calendar(UTC)
+SCOPE = f"p:count1:{blake2b(b'g', digest_size=8).hexdigest()}:"
 
 
 class Killed(BaseException):
@@ -296,7 +298,10 @@ class World(RuleBasedStateMachine):
 
     @rule()
     def next_day(self) -> None:
-        self.something_lost = True  # what was counted after the last exchange of the day before
+        # What is counted after the last exchange of a day is in none of that day's counters.
+        self.something_lost |= any(finish(process.counters.untold()) for process in self.processes)
+        for process in self.processes:
+            process.counters.tell_again()
         self.day += 1
 
     @rule(number=st.integers(0, 2), days=st.integers(-1, 1))
@@ -322,6 +327,21 @@ class World(RuleBasedStateMachine):
                 process.exchange()
         for process in self.processes:
             assert process.figures() == figures_of(self.delivered, process.moment.day)
+        if not self.something_lost:
+            assert all(figure == delivered for figure, delivered in self.counters_and_delivered())
+
+    def counters_and_delivered(self) -> Iterator[tuple[int, int]]:
+        """What each counter in memcached has, and what it should have at most."""
+        for process in self.processes:
+            today = date.fromordinal(process.moment.day).isoformat()
+            delivered = figures_of(self.delivered, process.moment.day)
+            for name, figure in zip(("i", "c", f"{today}:i", f"{today}:c"), delivered, strict=True):
+                yield self.memcached.values.get(f"{SCOPE}c:{name}", 0) & (1 << COUNT_BITS) - 1, figure
+
+    @invariant()
+    def nothing_is_in_memcached_twice(self) -> None:
+        if hasattr(self, "hosts"):
+            assert all(figure <= delivered for figure, delivered in self.counters_and_delivered())
 
     @invariant()
     def nobody_counts_too_much_or_goes_back(self) -> None:
