@@ -366,3 +366,139 @@ def without_a_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 
 World.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None, database=None)
 TestWorld = World.TestCase
+
+
+# The rules one by one, each where the machine above seldom comes.
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    world = World()
+    world.hosts = [Host(world.folder / name) for name in "abc"]
+    yield world
+    world.teardown()
+
+
+def delivering(world: World, host: int, impressions: int = 0, clicks: int = 0) -> Process:
+    """A process that has delivered this and told it."""
+    world.start(world.hosts[host])
+    process = world.hosts[host].processes[-1]
+    process.deliver(impressions, clicks)
+    process.exchange()
+    return process
+
+
+def counter(world: World, name: str = "c:i") -> int:
+    return world.memcached.values[SCOPE + name] & (1 << COUNT_BITS) - 1
+
+
+def test_a_counter_that_another_made_again_gets_all_that_is_due(world: World) -> None:
+    a, b = delivering(world, 0, 3), delivering(world, 1, 4)
+    world.memcached.values.clear()
+    a.exchange()
+    b.exchange()
+    assert counter(world) == counter(world, f"c:{date.fromordinal(world.day)}:i") == 7
+
+
+def between(world: World, a: Process, b: Process, answered: bool) -> None:
+    """Have `a` exchange while the counters are lost and `b` makes them again, between what `a` reads and tells."""
+    count = world.memcached.count
+
+    def interrupted(commands: Sequence[Add | Increase]) -> list[int | None]:
+        world.memcached.count = count  # type: ignore[method-assign]
+        world.memcached.values.clear()
+        b.exchange()
+        done = count(commands)
+        if not answered:
+            raise SourceError("no answer")
+        return done
+
+    world.memcached.count = interrupted  # type: ignore[method-assign]
+    a.exchange()
+
+
+def test_what_went_into_a_counter_that_was_just_made_again_is_noticed_by_its_answer(world: World) -> None:
+    a, b = delivering(world, 0, 3), delivering(world, 1, 4)
+    a.deliver(2, 0)
+    between(world, a, b, answered=True)
+    assert counter(world) == 9
+
+
+def test_what_may_have_gone_there_and_was_not_answered_is_not_sent_again(world: World) -> None:
+    a, b = delivering(world, 0, 3), delivering(world, 1, 4)
+    a.deliver(2, 0)
+    between(world, a, b, answered=False)
+    a.exchange()
+    assert counter(world) == 9
+
+
+def test_what_was_surely_not_counted_is_sent_again(world: World) -> None:
+    a, b = delivering(world, 0, 3), delivering(world, 1, 4)
+    a.deliver(2, 0)
+    counters = world.memcached.counters
+
+    def made_by_b(keys: Sequence[str]) -> dict[str, int]:
+        if not world.memcached.values:
+            world.memcached.counters = counters  # type: ignore[method-assign]
+            b.exchange()
+        return counters(keys)
+
+    world.memcached.counters = made_by_b  # type: ignore[method-assign]
+    world.memcached.accident = 0, world.memcached.values.clear
+    a.exchange()
+    assert counter(world) == 9
+
+
+def test_what_a_file_had_in_a_counter_of_before_is_not_taken_for_somebody_elses(world: World) -> None:
+    a, b = delivering(world, 0, 0, 1), delivering(world, 0, 3)
+    a.deliver(0, 1)
+
+    def lose_and_make_again() -> None:
+        del world.memcached.values[SCOPE + "c:i"]
+        b.exchange()
+
+    world.memcached.accident = 0, lose_and_make_again
+    a.exchange()
+    assert a.figures()[0] == 3
+
+
+def test_what_a_process_that_is_gone_had_counted_is_told_for_it(world: World) -> None:
+    gone, there = delivering(world, 0, 3), delivering(world, 0, 1)
+    gone.end()
+    world.memcached.values.clear()
+    there.exchange()
+    assert counter(world) == 4
+    assert delivering(world, 1).figures()[0] == 4
+
+
+def test_counts_that_began_again_with_a_clock_set_back_are_told_as_new(world: World) -> None:
+    a = delivering(world, 0, 4)
+    world.hosts[0].days_ahead = 1
+    a.exchange()
+    world.hosts[0].days_ahead = 0
+    a.deliver(2, 0)
+    a.exchange()
+    assert counter(world, f"c:{date.fromordinal(world.day)}:i") == 6
+
+
+def test_what_was_known_of_others_is_not_forgotten_while_counters_are_made_again(world: World) -> None:
+    a, _ = delivering(world, 0, 1), delivering(world, 1, 5)
+    a.exchange()
+    world.memcached.values.clear()
+    a.deliver(1, 0)
+    for _ in range(3):
+        a.exchange()
+        assert a.figures()[0] == 7
+
+
+def test_what_the_database_has_waits_until_the_hosts_files_have_it(world: World) -> None:
+    a, b = delivering(world, 0), delivering(world, 0)
+    b.deliver(1, 0)
+    world.delivered["i", world.day] = 1
+    world.collect()
+    for _ in range(COLLECTED_WAIT):
+        a.exchange()
+    b.exchange()
+    for _ in range(2 * COLLECTED_WAIT + 6):
+        a.exchange()
+        assert a.figures()[0] == 1
