@@ -381,6 +381,7 @@ def test_a_follower_waits_for_a_store_that_is_away_and_ends_on_term(tmp_path: Pa
         with following(url, log) as child:
             assert child.stderr is not None
             write(log, records[:500])
+            child.send_signal(signal.SIGUSR1)  # logrotate sends it to all of adcore
             wait_for(lambda: stored(url) == count([records[:500]]))
             assert service.process is not None
             service.process.terminate()

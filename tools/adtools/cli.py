@@ -14,7 +14,7 @@ from pathlib import Path
 from adcore.config import load_config
 from adcore.errors import AdcoreError, ConfigError
 from adcore.version import version_text
-from adtools import check, collect, doctor, explain, forward, inventory, log, munin, top
+from adtools import check, collect, doctor, explain, forward, inventory, log, munin, report, top
 
 EPILOG = """\
 a first round:
@@ -77,6 +77,6 @@ def argument_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=version_text())
     subparsers = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
-    for module in (inventory, explain, log, collect, forward, top, check, munin, doctor):
+    for module in (inventory, explain, log, collect, report, forward, top, check, munin, doctor):
         module.add_parser(subparsers)
     return parser

@@ -74,6 +74,8 @@ def run(args: argparse.Namespace) -> int:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
+    # logrotate sends it to everything that is called adcore; a rotation is noticed without it.
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     collector = Collector(args.files, store, Calendar(config.time_zone), config.click_window, say, stop.wait)
     try:
         if args.follow:
@@ -108,6 +110,11 @@ class StorePositions:
             self._stored[identity] = stored
             self._marks[identity] = msgspec.structs.replace(stored)
         return self._marks[identity]
+
+    def stored(self, identity: str) -> int:
+        """How far the store was when it was asked. Raises SourceError."""
+        self.mark(identity)
+        return self._stored[identity].offset
 
     def note_present(self, identities: Container[str]) -> None:
         """Rows of files that are gone stay: a file that is put back from a backup must not count again."""
