@@ -5,6 +5,7 @@ Exit status: 0 clean, 1 failed while running, 2 usage, 3 could not start.
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -16,6 +17,8 @@ from adcore.version import version_text
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `adcore` with these arguments (default: the process's own) and return its exit status."""
+    # logrotate tells all that run, and these two would end a process that is only starting: they wait for its handlers.
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGHUP, signal.SIGUSR1))
     try:
         return _run(sys.argv[1:] if argv is None else argv)
     except AdcoreError as error:

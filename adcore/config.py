@@ -73,11 +73,15 @@ class Config:
     click_window: float
     cookie_secure: bool
     cors_origins: tuple[str, ...]
+    demo: bool
 
     log: Path
     log_format: Literal["msgpack", "json"]
     log_queue_bytes: int
     spool_dir: Path
+    archive_dir: Path
+    archive_days: float
+    archive_bytes: int
 
     state_dir: Path
     pid_file: Path | None

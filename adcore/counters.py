@@ -1,8 +1,9 @@
 """What has been delivered: the counts that goals, daily caps and pacing are held against.
 
-`held` is what a decision reads: the campaigns that must not be shown now, with the reason. It is replaced whole
-whenever it changes, so that its identity is its version. Counting an impression is three additions: how many more may
-follow before a limit can be reached is known from the last look (pacing.hold), so a goal of 10 ends at 10.
+`held` is what a decision reads: the campaigns that must not be shown now, with the reason, and those that go first
+because they are behind. It is replaced whole whenever it changes, so that its identity is its version. Counting an
+impression is three additions: how many more may follow before a campaign can stand elsewhere is known from the last
+look (pacing.standing), so a goal of 10 ends at 10.
 
 Knows no clock and no file: the moment is an argument, and `to_state` gives plain data for CounterFile.
 """
@@ -14,7 +15,7 @@ from math import inf
 from adcore.core.adtable import AdTable
 from adcore.core.calendar import Calendar, Moment
 from adcore.core.inventory import Campaign
-from adcore.core.pacing import Delivered, hold, impressions_until_hold
+from adcore.core.pacing import Delivered, standing
 from adcore.core.reason import Reason
 
 CounterState = dict[str, tuple[int, int, int, int, int]]
@@ -23,14 +24,22 @@ NOTHING = (0, 0, 0, 0, 0)
 
 
 class Count(Delivered):
-    """What one campaign has delivered, and how many impressions it is from the next look at its limits."""
+    """What one campaign has delivered, and how far it is from the next look at its limits."""
 
-    __slots__ = ("campaign_id", "until_look")
+    __slots__ = ("campaign_id", "look_time", "looked_time", "until_look")
 
     def __init__(self, campaign_id: str) -> None:
         super().__init__()
         self.campaign_id = campaign_id
         self.until_look: float = 0
+        """In impressions."""
+        self.looked_time = inf
+        self.look_time = inf
+        """The last look was then, and from this time on another one is needed."""
+
+    def look_soon(self) -> None:
+        self.until_look = 0
+        self.looked_time = inf
 
 
 class Counters:
@@ -42,6 +51,8 @@ class Counters:
         self.changed = False
         self._counts: dict[str, Count] = {}
         self._limited: Mapping[str, Campaign] = {}
+        self._watched: list[Count] = []
+        """Theirs."""
         self._others: CounterState = {}
         """What the counts have of other processes."""
 
@@ -56,21 +67,23 @@ class Counters:
         before, self._limited = self._limited, table.limited
         held = {name: reason for name, reason in self.held.items() if table.limited.get(name) is before.get(name)}
         new = [name for name, campaign in table.limited.items() if before.get(name) is not campaign]
-        self._hold({**held, **self._held_of(new, moment)})
+        self._watched = [self.of(campaign_id) for campaign_id in table.limited]
+        self._look_at(map(self.of, new), moment, held)
 
     def turn(self, moment: Moment) -> None:
         """Let time pass: a new day's caps, and campaigns whose line has caught up with them."""
-        self._hold(self._held_of(self._limited, moment))
+        now = moment.time
+        due = [count for count in self._watched if not count.looked_time <= now < count.look_time]
+        if due:
+            self._look_at(due, moment, dict(self.held))
 
-    def _held_of(self, campaign_ids: Iterable[str], moment: Moment) -> dict[str, Reason]:
-        held = {}
-        for campaign_id in campaign_ids:
-            reason = self._look(self.of(campaign_id), moment)
+    def _look_at(self, counts: Iterable[Count], moment: Moment, held: dict[str, Reason]) -> None:
+        for count in counts:
+            reason = self._look(count, moment)
             if reason is not None:
-                held[campaign_id] = reason
-        return held
-
-    def _hold(self, held: Mapping[str, Reason]) -> None:
+                held[count.campaign_id] = reason
+            else:
+                held.pop(count.campaign_id, None)
         if held != self.held:
             self.held = held
 
@@ -78,7 +91,7 @@ class Counters:
         """Count one on the local day `day`; `count` is what `of` gives."""
         if count.day != day:
             count.turn_to(day)
-            count.until_look = 0
+            count.look_soon()
         count.impressions += 1
         count.impressions_today += 1
         count.until_look -= 1
@@ -95,21 +108,28 @@ class Counters:
 
     def _look_and_hold(self, count: Count, moment: Moment) -> None:
         reason = self._look(count, moment)
-        if reason is not None and reason is not self.held.get(count.campaign_id):
-            self.held = {**self.held, count.campaign_id: reason}
+        if reason is self.held.get(count.campaign_id):
+            return
+        held = dict(self.held)
+        if reason is None:
+            del held[count.campaign_id]
+        else:
+            held[count.campaign_id] = reason
+        self.held = held
 
     def _look(self, count: Count, moment: Moment) -> Reason | None:
-        """What is against showing the campaign now."""
+        """Where the campaign stands now."""
         campaign = self._limited.get(count.campaign_id)
         if campaign is None:
             count.until_look = inf
             return None
         count.turn_to(moment.day)
         day = self.calendar.day_bounds(moment)
-        reason = hold(campaign, count, moment.time, day)
+        found = standing(campaign, count, moment.time, day)
         # One that is held may be shown once more by a page that was decided at the same time.
-        count.until_look = 0 if reason is not None else impressions_until_hold(campaign, count, moment.time, day)
-        return reason
+        count.until_look = found.impressions
+        count.looked_time, count.look_time = moment.time, found.until
+        return found.reason
 
     def busiest(self, number: int, day: int) -> list[Count]:
         """The campaigns with the most impressions on `day`, today, so many of them, the busiest first."""
@@ -144,10 +164,13 @@ class Counters:
         self._others = others
 
     def _add(self, before: CounterState, now: CounterState) -> None:
-        for campaign_id, (impressions, clicks, day, impressions_today, clicks_today) in now.items():
+        for campaign_id, counts in now.items():
             was = before.get(campaign_id, NOTHING)
+            if counts == was:
+                continue
+            impressions, clicks, day, impressions_today, clicks_today = counts
             count = self.of(campaign_id)
-            count.until_look = 0
+            count.look_soon()
             count.impressions += impressions - was[0]
             count.clicks += clicks - was[1]
             counted_then = was[2] == day == count.day

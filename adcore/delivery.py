@@ -15,6 +15,7 @@ and emptying one changes nothing but the time that the next requests take.
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from hashlib import blake2b
 from ipaddress import ip_address
 from itertools import count
@@ -42,6 +43,8 @@ VALUES_BYTES_MAX = 1024
 # Addresses come and go; each is some 300 bytes.
 NETWORKS_MAX = 65_536
 ADDRESS_BYTES_MAX = 64
+# Values of X-Forwarded-For: reading one takes 4 µs.
+FORWARDED_MAX = 8192
 # Slots times alike visitors, a kilobyte each.
 CASES_MAX = 16_384
 # Ads ready to be shown, two kilobytes each; a table may have hundreds of thousands.
@@ -172,6 +175,7 @@ class Delivery:
         self._user_key = keyring.derive(b"adcore user")
         self._public_url = config.public_url
         self._trusted_peers = config.trusted_peers
+        self._nearest_stranger = lru_cache(FORWARDED_MAX)(self._find_nearest_stranger)
         self.calendar = calendar
         self.queue = queue
         self._keep = queue.impressions.append
@@ -376,22 +380,31 @@ class Delivery:
         real_ip = request.headers.get(b"x-real-ip")
         if real_ip is not None:
             return real_ip.decode("latin-1").strip()
-        for hop in reversed(request.headers.get(b"x-forwarded-for", b"").decode("latin-1").split(",")):
+        forwarded_for = request.headers.get(b"x-forwarded-for")
+        if forwarded_for is None:
+            return request.peer
+        if len(forwarded_for) > VALUES_BYTES_MAX:
+            return self._find_nearest_stranger(forwarded_for) or request.peer
+        return self._nearest_stranger(forwarded_for) or request.peer
+
+    def _find_nearest_stranger(self, forwarded_for: bytes) -> str:
+        """The last address of X-Forwarded-For that no trusted proxy has; "" when there is none, or nobody can tell."""
+        for hop in reversed(forwarded_for.decode("latin-1").split(",")):
             text = hop.strip()
             try:
                 address = ip_address(text)
             except ValueError:
-                break
+                return ""
             if not any(address in network for network in self._trusted_peers):
                 return text
-        return request.peer
+        return ""
 
     # What is kept
 
     def _use(self, table: AdTable) -> None:
         """Keep the cases of the placements that are the same in both tables."""
         before, self._table = self._table, table
-        self._of_table = self.queue.form.fields({"revision": table.revision})
+        self._of_table = self.queue.form.fields({"generation": table.generation, "revision": table.revision})
         if before is None:
             return
         kept = []
@@ -492,6 +505,7 @@ class Delivery:
                 placement=refusal.placement,
                 reason=refusal.reason,
                 reasons=dict(refusal.dropped),
+                generation=self._table.generation,
                 revision=self._table.revision,
                 host=self.host,
                 device=facts.device,

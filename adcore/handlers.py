@@ -5,6 +5,7 @@ costs is spent in delivery.py; here its answer is put into words.
 """
 
 from collections.abc import Callable, Sequence
+from hashlib import blake2b
 from typing import Any
 
 import msgspec
@@ -13,6 +14,7 @@ from adcore.config import Config
 from adcore.core.adtable import AdTable
 from adcore.delivery import Delivery, Profile, Slot, make_slots
 from adcore.deliverylog.record import Click, View
+from adcore.demo import Demo
 from adcore.http1.request import Request, RequestLine
 from adcore.http1.response import Response, respond
 from adcore.query import Query, QueryError, parse_body, parse_query
@@ -56,6 +58,7 @@ class Handlers:
         self.host = delivery.host
         self.cors_origins = frozenset(config.cors_origins)
         self._tag = tag_js()
+        self._tag_version = blake2b(self._tag, digest_size=6).hexdigest()
         self._heads: dict[int, bytes] = {}
         self._asked: dict[RequestLine, Asked] = {}
         self.routes: dict[bytes, tuple[str, frozenset[bytes], Answer]] = {
@@ -66,6 +69,10 @@ class Handlers:
             b"/v1/view": ("view", frozenset({b"GET", b"HEAD", b"POST"}), self.view),
             b"/ping": ("ping", frozenset({b"GET", b"HEAD"}), self.ping),
         }
+        if config.demo:
+            demo = Demo(delivery)
+            self.routes[b"/"] = ("demo", frozenset({b"GET", b"HEAD"}), lambda request, asked: demo.page(request))
+            self.routes[b"/demo/numbers"] = ("demo", frozenset({b"GET"}), lambda request, asked: demo.numbers(request))
 
     def __call__(self, request: Request) -> Response:
         asked = self._asked.get(request.line) or self._ask(request)
@@ -110,12 +117,17 @@ class Handlers:
         return respond(200, b"ok\n", content_type="text/plain", headers=(NO_STORE,))
 
     def tag(self, request: Request, asked: Asked) -> Response:
-        return respond(
-            200,
-            self._tag,
-            content_type="text/javascript; charset=utf-8",
-            headers=(("Cache-Control", "public, max-age=3600"), NOSNIFF),
+        """`?v=VERSION` (the ETag) may be kept for ever, since another version has another one."""
+        etag = f'"{self._tag_version}"'
+        is_pinned = request.line.query == f"v={self._tag_version}".encode()
+        headers = (
+            ("Cache-Control", "public, max-age=31536000, immutable" if is_pinned else "public, max-age=3600"),
+            ("ETag", etag),
+            NOSNIFF,
         )
+        if etag.encode() in request.headers.get(b"if-none-match", b""):
+            return respond(304, headers=headers)
+        return respond(200, self._tag, content_type="text/javascript; charset=utf-8", headers=headers)
 
     def decision(self, request: Request, asked: Asked) -> Response:
         table = self.state.table

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 UNIX_PATH_BYTES_MAX = 107  # sockaddr_un.sun_path is 108 bytes on Linux, with its closing NUL
 PROBE_TIMEOUT_S = 1.0  # a live server's kernel accepts at once; one that takes longer is busy, not absent
 LOCK_TIMEOUT_S = 5.0  # probing and binding takes milliseconds, so a lock held this long is not a start in progress
+# Requests are small, and a body has 64 KiB at most; so are answers, and one may have 256 KiB. Linux doubles both.
+RECEIVE_BUFFER_BYTES = 64 * 1024
+SEND_BUFFER_BYTES = 128 * 1024
 SYSTEMD_FIRST_FD = 3  # SD_LISTEN_FDS_START, sd_listen_fds(3)
 
 
@@ -182,6 +185,7 @@ def _bind_tcp(address: TcpAddress, backlog: int) -> Listener:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6:  # "::" serves IPv4 as well, whatever net.ipv6.bindv6only says
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            _bound_buffers(sock)
             sock.bind(sockaddr)
             sock.listen(backlog)
         except OSError as error:
@@ -193,6 +197,16 @@ def _bind_tcp(address: TcpAddress, backlog: int) -> Listener:
         return Listener(sock, f"http://{_describe_sockname(sock)}")
     assert failure is not None
     raise StartError(_explain_tcp_failure(address, failure)) from failure
+
+
+def _bound_buffers(sock: socket.socket) -> None:
+    """Bound what the kernel keeps for each TCP connection accepted from now on; it would go up to 10 MiB.
+
+    A unix socket's are 208 KiB and do not grow.
+    """
+    if sock.family != socket.AF_UNIX:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
 
 
 def _explain_tcp_failure(address: TcpAddress, error: OSError) -> str:
@@ -369,6 +383,7 @@ def adopt(fd: int, origin: str, backlog: int) -> Listener:
         sock.detach()
         why = os.strerror(error.errno or 0)
         raise StartError(f"{origin}: cannot listen on descriptor {fd}: {why}") from error
+    _bound_buffers(sock)
     if fd <= 2:
         sock = _move_off_standard_stream(sock)
     sock.set_inheritable(False)

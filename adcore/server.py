@@ -12,17 +12,21 @@ import logging
 import os
 import platform
 import random
+import resource
 import signal
 import socket
+import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from importlib import resources
+from pathlib import Path
 
 import msgspec
 import uvloop
 
 from adcore import __version__, errorlog
 from adcore.acceptor import Acceptor
+from adcore.background import BackgroundThread
 from adcore.config import Config, reload_config
 from adcore.control.explain import ExplainError, explain_request
 from adcore.control.handlers import ControlHandlers
@@ -38,9 +42,10 @@ from adcore.counters import Counters
 from adcore.delivery import Delivery
 from adcore.deliverylog.queue import RecordQueue
 from adcore.deliverylog.record import FORMS
-from adcore.deliverylog.spool import Spool, take_over
+from adcore.deliverylog.spool import NoSpaceError, Spool, take_over
 from adcore.deliverylog.writer import LogWriter
 from adcore.errors import AdcoreError, SourceError, StartError
+from adcore.followed import Followed
 from adcore.geoip import CountryDatabase
 from adcore.handlers import Handlers
 from adcore.http1.protocol import Handler, Http1Server, Limits
@@ -59,14 +64,14 @@ from adcore.listen import (
 from adcore.notify import Notifier
 from adcore.pidfile import PidFile
 from adcore.seat import HELD_BACK, READY, Seat, control_path
-from adcore.settings import COUNTS_FILE, LAST_GOOD_FILE
+from adcore.settings import COUNTS_FILE, FOLLOWED_FILES, LAST_GOOD_FILE
 from adcore.sources import open_store
 from adcore.sources.lastgood import LastGood
 from adcore.sources.loader import Loader, Sources
 from adcore.sources.refresh import Refresher
 from adcore.state import State
 from adcore.tokens import KeyRing
-from adcore.version import git_revision
+from adcore.version import revision
 
 log = logging.getLogger("adcore")
 
@@ -74,6 +79,9 @@ log = logging.getLogger("adcore")
 TURN_INTERVAL_S = 1.0
 # How soon workers even out, at 5 µs a look.
 SHARE_INTERVAL_S = 0.2
+# What is no connection: 30 at work, of which the log, the spool, the loader's pipes and the listeners are some; 16 that
+# wait on the control listener, and as many new connections that are being told to go away.
+DESCRIPTORS_SPARE = 80
 # /status names this many bad rows; the log has them all.
 REJECTED_SHOWN_MAX = 100
 # Settings that only a restart changes.
@@ -91,6 +99,7 @@ FIXED_SETTINGS = (
         "memcached_prefix",
     ),
     *("log", "log_format", "log_queue_bytes", "spool_dir", "state_dir", "pid_file", "workers"),
+    *("archive_dir", "archive_days", "archive_bytes"),
     *("header_timeout", "idle_timeout"),
     "click_window",
 )
@@ -149,8 +158,8 @@ class Server:
         self.reload_error: str | None = None
         self._sharing: asyncio.Task[None] | None = None
         self.calendar = Calendar(config.time_zone)
-        self.state = State(Counters(self.calendar), config.click_window)
         self.ids = impression_ids()
+        self._counting = BackgroundThread("counts")
 
     async def run(self) -> int:
         config = self.config
@@ -168,23 +177,35 @@ class Server:
             control_listener = open_control_listener(config, self.seat)
             if control_listener is not None:
                 on_exit.callback(control_listener.close)
+            clicks, views = (Followed.open(config.spool_dir / name, config.click_window) for name in FOLLOWED_FILES)
+            on_exit.callback(clicks.close)
+            on_exit.callback(views.close)
+            self.state = State(Counters(self.calendar), clicks, views)
             self.counter_file = CounterFile(config.state_dir / COUNTS_FILE)
             on_exit.callback(self.counter_file.close)
             self.counter_file.lock()
             self.state.counters.restore(self.counter_file.load())
             self.state.counters.rebase(self.counter_file.load_others())
-            spool = Spool(config.spool_dir)
-            on_exit.callback(spool.close)
+            spool = open_spool(config.spool_dir)
             self.queue = RecordQueue(config.log_queue_bytes, FORMS[config.log_format], spool)
-            self.writer = LogWriter(self.queue, config.log, before_batch=spool.note_log)
-            self.writer.open()
-            take_over(config.spool_dir, config.log, self.queue)
+            if spool is None:
+                self.writer = LogWriter(self.queue, config.log)
+                self.writer.open()
+            else:
+                on_exit.callback(spool.close)
+                self.writer = LogWriter(self.queue, config.log, before_batch=spool.note_log)
+                self.writer.open()
+                take_over(config.spool_dir, config.log, self.queue)
             self.refresher = self._make_refresher()
             on_exit.callback(self.refresher.close)
             self.handlers = self._make_handlers(config, keyring, self.calendar)
             self.http = Http1Server(
                 self.handlers,
-                Limits(request_s=config.header_timeout, idle_s=config.idle_timeout),
+                Limits(
+                    request_s=config.header_timeout,
+                    idle_s=config.idle_timeout,
+                    connections=min(Limits().connections, descriptors_max() - DESCRIPTORS_SPARE),
+                ),
                 config.trusted_peers,
                 before_answers=self.queue.commit,
             )
@@ -230,7 +251,8 @@ class Server:
         self.http.abort()
         for timer in timers:
             timer.cancel()
-        self._write_counts()
+        await self._within(config.graceful_timeout, self._write_counts())
+        self._counting.shutdown()
         await self.writer.close(writing, lambda written: self._within(config.graceful_timeout, written))
         if control_server is not None:
             control_server.close()
@@ -301,9 +323,14 @@ class Server:
         labels = {"store": open_store(config.source).label}
         if config.memcached is not None:
             labels["snapshot"] = f"memcached {config.memcached}"
-        labels["disk"] = last_good.label
+        labels |= {"disk": last_good.label, "archive": str(config.archive_dir)}
         return Refresher(
-            Loader(Sources(config.source, config.memcached, config.memcached_prefix, owner, str(last_good.path))),
+            Loader(
+                Sources(
+                    *(config.source, config.memcached, config.memcached_prefix, owner, str(last_good.path)),
+                    *(str(config.archive_dir), config.archive_days, config.archive_bytes),
+                )
+            ),
             last_good,
             labels=labels,
             use=self._use_table,
@@ -340,7 +367,7 @@ class Server:
         runtime = self.runtime
         version = {
             "version": __version__,
-            "revision": git_revision() or "",
+            "revision": revision(),
             "python": platform.python_version(),
         }
         return ControlHandlers(
@@ -440,8 +467,8 @@ class Server:
         loop.add_signal_handler(signal.SIGUSR1, lambda: self.writer.reopen())
         if self.parent is not None:
             loop.add_reader(self.parent, self._on_parent_gone)
-            # It started this process with these signals held back, so that none ended it before now.
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_BACK)
+        # The command line, and a worker's parent, have held them back, so that none ended this process before now.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_BACK)
 
     def _on_term(self) -> None:
         if self.told_to_stop:
@@ -507,19 +534,20 @@ class Server:
     async def _save_counts(self) -> None:
         while True:
             await asyncio.sleep(self.config.refresh)
-            self._write_counts()
+            await self._write_counts()
 
-    def _write_counts(self) -> None:
-        """Exchange counts with the other processes. The files are small and local, so this is done on the loop."""
+    async def _write_counts(self) -> None:
+        """Exchange counts with the other processes. In a thread: a disk may take seconds for the smallest file."""
+        loop = asyncio.get_running_loop()
         counters = self.state.counters
         try:
-            counters.rebase(self.counter_file.load_others())
+            counters.rebase(await loop.run_in_executor(self._counting, self.counter_file.load_others))
         except StartError as error:
             log.error("%s", error)
         if counters.changed:
             counters.changed = False
             try:
-                self.counter_file.save(counters.to_state())
+                await loop.run_in_executor(self._counting, self.counter_file.save, counters.to_state())
             except OSError as error:
                 counters.changed = True
                 log.error("cannot save the delivery counts in %s: %s", self.counter_file.path, error.strerror)
@@ -550,6 +578,22 @@ class Closing:
         return Response(answer.status, answer.head, answer.body, close=True)
 
 
+def descriptors_max() -> int:
+    """Raise the limit on descriptors as far as this process may; what it is then. Raises StartError for one too low.
+
+    Connections stay below it. Without a descriptor left, libuv accepts connections to close them, and logs can't be
+    reopened.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if hard != resource.RLIM_INFINITY and hard <= DESCRIPTORS_SPARE:
+        raise StartError(
+            f"this process may open {hard} files, and needs {DESCRIPTORS_SPARE} beside its connections: "
+            "raise the limit (LimitNOFILE= of the unit, or ulimit -n)"
+        )
+    return sys.maxsize if hard == resource.RLIM_INFINITY else hard
+
+
 def make_state_dir(config: Config) -> None:
     try:
         config.state_dir.mkdir(parents=True, exist_ok=True, mode=0o750)
@@ -557,6 +601,15 @@ def make_state_dir(config: Config) -> None:
         raise StartError(
             f"cannot create the state directory {config.state_dir}: {error.strerror}; see --state-dir"
         ) from error
+
+
+def open_spool(directory: Path) -> Spool | None:
+    """None on a disk that is full: what is answered matters more than what a kill would lose. Raises StartError."""
+    try:
+        return Spool(directory)
+    except NoSpaceError as error:
+        log.error("%s; until the next start, what waits for the log is lost if this process is killed", error)
+        return None
 
 
 def open_public_listener(config: Config, seat: Seat | None) -> Listener:

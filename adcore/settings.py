@@ -26,6 +26,8 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 # What the server keeps in its state directory besides what settings name.
 COUNTS_FILE = "counts.json"
 LAST_GOOD_FILE = "last-good.rows"
+# In --spool-dir, of clicks and of views.
+FOLLOWED_FILES = ("clicks.followed", "views.followed")
 
 MASKED = "***"  # stands for a password in what --print-config prints; never accepted as one
 
@@ -105,6 +107,13 @@ def _seconds(low: float, high: float) -> Kind:
         return value
 
     return Kind("SECONDS", parse, lambda value: f"{value:.15g}", "s")
+
+
+def _days(raw: Any, _: Path) -> float:
+    value = _number(raw)
+    if not 0 <= value <= 36_500:
+        raise ValueError(f"must be 0 to 36500 days, not {raw!r}")
+    return value
 
 
 _BYTE_UNITS = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
@@ -253,6 +262,7 @@ PATH = Kind("PATH", _path)
 EXISTING_FILE = Kind("FILE", _existing_file)
 SOCKET_PATH = Kind("PATH", _socket_path)
 MODE = Kind("MODE", _mode, lambda value: f'"{value:04o}"')
+DAYS = Kind("DAYS", _days, lambda value: f"{value:.15g}", "days")
 BOOLEAN = Kind("", _boolean, lambda value: "true" if value else "false")
 HOST = Kind("HOST", _host)
 ADDRESS = Kind("unix:PATH|HOST:PORT", _address)
@@ -438,6 +448,13 @@ SECTIONS: dict[str, tuple[Setting, ...]] = {
             "origins whose pages may read answers from another host",
             "a tag on https://www.example.com asks https://ads.example.net: the browser wants to know",
         ),
+        Setting(
+            "demo",
+            BOOLEAN,
+            False,
+            "serve a sample site with ads on /",
+            "for the first look, with the sample inventory; the page shows this process's counts to everybody",
+        ),
     ),
     "what it records": (
         Setting(
@@ -467,6 +484,27 @@ SECTIONS: dict[str, tuple[Setting, ...]] = {
             lambda state_dir: state_dir,
             "folder for the records that the log does not have yet, so that a killed process leaves them behind",
             "8 MiB a process; on tmpfs, such as /run/adcore, no disk ever holds up an answer",
+        ),
+        Setting(
+            "archive_dir",
+            PATH,
+            lambda state_dir: state_dir / "tables",
+            "folder for every table that was served, for adctl replay",
+            "a few KiB a change; copies of several hosts' folders can be put into one",
+        ),
+        Setting(
+            "archive_days",
+            DAYS,
+            60.0,
+            "how long a table is kept after it was last served; 0 keeps none",
+            "as long as the delivery logs are kept, and some days more",
+        ),
+        Setting(
+            "archive_bytes",
+            _size(0, 1 << 50),
+            1 << 30,
+            "space for these tables; the longest unused make room",
+            "100,000 creatives take 3 MB once, and a few KiB a change",
         ),
     ),
     "the process": (

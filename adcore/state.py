@@ -8,10 +8,10 @@ from adcore.core.calendar import Moment
 from adcore.core.decision import NoAd
 from adcore.core.frequency import FrequencyMemory
 from adcore.core.inventory import Campaign, Creative
-from adcore.core.once import OncePerWindow
 from adcore.core.reason import Reason
 from adcore.core.targeting import Dropped
 from adcore.counters import Counters
+from adcore.followed import Followed
 
 # Creatives that left the table while this process ran, kept for the clicks on pages that still show them.
 DEPARTED_MAX = 10_000
@@ -116,12 +116,12 @@ class State:
 
     __slots__ = ("_departed", "clicks", "counters", "memory", "statistics", "table", "views")
 
-    def __init__(self, counters: Counters, click_window_s: float) -> None:
+    def __init__(self, counters: Counters, clicks: Followed, views: Followed) -> None:
         self.table: AdTable | None = None
         self.counters = counters
         self.memory = FrequencyMemory()
-        self.clicks = OncePerWindow(click_window_s)
-        self.views = OncePerWindow(click_window_s)
+        self.clicks = clicks
+        self.views = views
         self.statistics = Statistics()
         self._departed: dict[str, tuple[Campaign, Creative]] = {}
 

@@ -1,7 +1,9 @@
 /* adcore's tag: fills every <ins data-adcore-placement="P"> of the page, all in one request.
    <script async src="https://ads.example.net/v1/tag.js"></script>
-   On a slot: data-adcore-size="300x250" keeps its place while the ad is on its way; data-adcore-keywords="a,b" and
-   data-adcore-kv-NAME="V" say what the page is about. Then data-adcore-state is "loading", "filled" or "empty".
+   A slot keeps its place from the first with style="display:inline-block;width:300px;height:250px", and from when this
+   has loaded with data-adcore-size="300x250". data-adcore-lazy waits until it is nearly in sight;
+   data-adcore-keywords="a,b" and data-adcore-kv-NAME="V" say what the page is about. Then data-adcore-state is "waiting",
+   "loading", "filled" or "empty". adcore.fill() fills slots that were added later.
    Sends nothing that names a person, and no cookies where the browser says Global Privacy Control. */
 (function () {
   "use strict";
@@ -136,16 +138,30 @@
     });
   }
 
-  function fill() {
-    var slots = [].slice.call(document.querySelectorAll("ins[data-adcore-placement]:not([data-adcore-state])"));
-    slots.forEach(function (slot) {
-      var size = /^(\d+)x(\d+)$/.exec(slot.getAttribute("data-adcore-size") || "");
-      if (size) reserve(slot, size[1], size[2]);
-      slot.setAttribute("data-adcore-state", "loading");
-    });
+  function load(slots) {
+    slots.forEach(function (slot) { slot.setAttribute("data-adcore-state", "loading"); });
     for (var at = 0; at < slots.length; at += SLOTS_MAX) ask(slots.slice(at, at + SLOTS_MAX));
   }
 
+  /* Slots that are not wanted before they are nearly in sight. */
+  var waiting = window.IntersectionObserver && new IntersectionObserver(function (entries) {
+    load(entries.filter(function (entry) { return entry.isIntersecting; }).map(function (entry) {
+      waiting.unobserve(entry.target);
+      return entry.target;
+    }));
+  }, { rootMargin: "200px" });
+
+  function fill() {
+    load([].filter.call(document.querySelectorAll("ins[data-adcore-placement]:not([data-adcore-state])"), function (slot) {
+      var size = /^(\d+)x(\d+)$/.exec(slot.getAttribute("data-adcore-size") || "");
+      if (size) reserve(slot, size[1], size[2]);
+      if (!waiting || !slot.hasAttribute("data-adcore-lazy")) return true;
+      slot.setAttribute("data-adcore-state", "waiting");
+      waiting.observe(slot);
+    }));
+  }
+
+  window.adcore = { fill: fill };
   if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", fill);
   else fill();
 })();

@@ -28,8 +28,9 @@ from adcore.errors import AdcoreError, StartError
 # 128 bits cannot be guessed; 32 characters of hexadecimal.
 SIGNATURE_BYTES = 16
 KEY_BYTES = 32
-# Clocks of hosts that serve one site may differ this much.
-SKEW_S = 300
+# Clocks of hosts that serve one site may differ, and one that was an hour fast may be set right while its links are on
+# pages. Only who has the key can sign a later time, so this costs nothing.
+SKEW_S = 7200
 # The longest key id, time and ids, with their separators.
 TOKEN_CHARS_MAX = 8 + 1 + 12 + 1 + 32 + 1 + 64 + 1 + 64 + 1 + 2 * SIGNATURE_BYTES
 # A key is 70 characters or so, and nobody rotates a thousand of them.

@@ -1,10 +1,11 @@
-"""Which adcore this is: its version, and the git revision when it runs from a checkout.
+"""Which adcore this is: its version, and the git revision when it runs from a checkout or pip has fetched it by git.
 
 The revision is read from git's own files: git may be missing, or refuse a checkout of another owner.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from functools import cache
 from pathlib import Path
@@ -16,11 +17,27 @@ _REVISION = re.compile(r"[0-9a-f]{40,64}")
 
 def version_text() -> str:
     """`adcore 0.1.0 (git 0123456789ab)`, or without the part in brackets."""
-    revision = git_revision()
-    return f"adcore {__version__}" + (f" (git {revision[:12]})" if revision else "")
+    known = revision()
+    return f"adcore {__version__}" + (f" (git {known[:12]})" if known else "")
 
 
 @cache
+def revision() -> str:
+    """The full git revision; empty when nobody knows it."""
+    return git_revision() or pip_revision() or ""
+
+
+def pip_revision(package: str = "adcore") -> str | None:
+    """The revision that pip has fetched by git (PEP 610); None when it had it from elsewhere."""
+    from importlib.metadata import PackageNotFoundError, distribution  # only a server that was installed pays for it
+
+    try:
+        origin = json.loads(distribution(package).read_text("direct_url.json") or "{}")
+        return _revision(str(origin.get("vcs_info", {}).get("commit_id", "")))
+    except (PackageNotFoundError, OSError, ValueError):
+        return None
+
+
 def git_revision(checkout: Path = Path(__file__).parent.parent) -> str | None:
     """The full revision checked out at `checkout`; None when that is no git checkout or has no commit."""
     try:

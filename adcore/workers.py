@@ -20,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import signal
 import socket
@@ -46,8 +47,9 @@ log = logging.getLogger("adcore.workers")
 # cannot live costs a start every half minute.
 RESTART_PAUSE_MIN_S = 0.1
 RESTART_PAUSE_MAX_S = 30.0
-# After so long a life the next death is an accident again.
-STABLE_S = 60.0
+# After it has served for so long the next death is an accident again: visitors wait, and restarting whatever serves for
+# most of its life costs less than half a core.
+STABLE_S = 1.0
 # A table of 100,000 creatives takes seconds; a successor that needs longer than this has a problem.
 READY_MAX_S = 120.0
 # A worker's own drain may take the graceful timeout for connections and again for the log; then it is stuck.
@@ -69,13 +71,13 @@ def run(config: Config) -> int:
 
 
 class Backoff:
-    """How long to wait before the next start: twice as long after each short life."""
+    """How long to wait before the next start: twice as long after each that served for a moment only, or never."""
 
     def __init__(self) -> None:
         self._pause_s = RESTART_PAUSE_MIN_S
 
-    def after(self, lived_s: float) -> float:
-        if lived_s >= STABLE_S:
+    def after(self, served_s: float) -> float:
+        if served_s >= STABLE_S:
             self._pause_s = RESTART_PAUSE_MIN_S
         pause_s, self._pause_s = self._pause_s, min(self._pause_s * 2, RESTART_PAUSE_MAX_S)
         return pause_s
@@ -92,6 +94,7 @@ class Worker:
         self.started_monotonic = time.monotonic()
         self.is_let_go = False
         self.ready = asyncio.Event()
+        self._ready_monotonic = float("inf")
         self._line = line
         asyncio.get_running_loop().add_reader(line, self._on_line)
         self.gone = asyncio.ensure_future(process.wait())
@@ -108,6 +111,11 @@ class Worker:
     @property
     def state(self) -> str:
         return "draining" if self.is_let_go else "serving" if self.ready.is_set() else "starting"
+
+    @property
+    def served_s(self) -> float:
+        """How long it has been serving."""
+        return max(0.0, time.monotonic() - self._ready_monotonic)
 
     def let_go(self) -> None:
         """Have it drain and end."""
@@ -143,6 +151,7 @@ class Worker:
             said = self._line.recv(16)
         if READY in said:
             log.info("%s is ready", self)
+            self._ready_monotonic = time.monotonic()
             self.ready.set()
         elif not said:
             self._hang_up()
@@ -269,13 +278,12 @@ class Parent:
         if worker.is_let_go:
             (log.info if status in ENDED_WELL else log.error)("%s %s", worker, describe_end(status))
             return
-        lived_s = time.monotonic() - worker.started_monotonic
-        log.error("%s %s after %.1f s", worker, describe_end(status), lived_s)
-        if not worker.ready.is_set():
-            if not self._has_started:
-                return  # _first_start says what that means
-            lived_s = 0.0
-        pause_s = self._backoffs[worker.number].after(lived_s)
+        # One that somebody told to end can live.
+        served_s = math.inf if worker.ready.is_set() and status in ENDED_WELL else worker.served_s
+        log.error("%s %s after %.1f s", worker, describe_end(status), time.monotonic() - worker.started_monotonic)
+        if not worker.ready.is_set() and not self._has_started:
+            return  # _first_start says what that means
+        pause_s = self._backoffs[worker.number].after(served_s)
         if self.current.get(worker.number) is worker:
             log.info("worker %d is started again in %.1f s", worker.number, pause_s)
             await self._until_stopping(asyncio.sleep(pause_s))
@@ -350,6 +358,7 @@ class Parent:
         loop.add_signal_handler(signal.SIGINT, self._on_int)
         loop.add_signal_handler(signal.SIGHUP, self._rollover_wanted.set)
         loop.add_signal_handler(signal.SIGUSR1, self._on_usr1)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_BACK)
 
     def _on_term(self) -> None:
         if self._stopping.is_set():

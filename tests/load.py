@@ -8,11 +8,14 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from adcore.deliverylog.reader import Damage, open_log, read_records
+from adcore.deliverylog.record import to_object
 from tests.process import PATIENCE_S, Connection, environment, wait_for
 
 # What no restart may cause.
@@ -28,14 +31,32 @@ class Load:
     one (RFC 9112 9.3.1). These are counted in `repeated`.
     """
 
-    def __init__(self, address: str, clients: int = 6, placement: str = "side", name: str = "a") -> None:
-        """`name` tells the ids of this load from those of another."""
+    def __init__(
+        self,
+        address: str,
+        clients: int = 6,
+        placement: str = "side",
+        name: str = "a",
+        *,
+        repeats: bool = True,
+        pause_s: float = 0.0,
+    ) -> None:
+        """`name` tells the ids of this load from those of another.
+
+        Where servers are killed nothing is asked again (`repeats=False`): the first one may have kept what it could
+        not answer any more. `pause_s` is between two requests of a client.
+        """
         self.name = name
+        self.sent: list[str] = []
         self.answered: list[str] = []
         self.failures: list[str] = []
+        self.latencies: list[tuple[float, float]] = []
+        """Of each answer: when it was there, in monotonic seconds, and how many seconds it took."""
         self.repeated = 0
         self._address = address
         self._placement = placement
+        self._repeats = repeats
+        self._pause_s = pause_s
         self._ending = threading.Event()
         self._threads = [threading.Thread(target=self._run, args=(n,), daemon=True) for n in range(clients)]
 
@@ -45,6 +66,9 @@ class Load:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def end(self) -> None:
         self._ending.set()
         for thread in self._threads:
             thread.join(2 * PATIENCE_S)
@@ -66,6 +90,7 @@ class Load:
             "lost": len(answered - written.keys()),
             "doubled": sum(1 for count in written.values() if count > 1),
             "unanswered": len(written.keys() - answered),
+            "phantom": len(written.keys() - set(self.sent)),
         }
 
     def _run(self, client: int) -> None:
@@ -73,14 +98,14 @@ class Load:
         connection = Connection(self._address)
         used = False
         for number in itertools.count():
-            if self._ending.is_set():
+            if self._ending.wait(self._pause_s) if self._pause_s else self._ending.is_set():
                 break
             request_id = f"{self.name}{client}-{number}"
             try:
                 try:
                     closes = self._ask(connection, request_id)
                 except (http.client.RemoteDisconnected, ConnectionError):
-                    if not used:
+                    if not used or not self._repeats:
                         raise
                     self.repeated += 1
                     connection.close()
@@ -95,18 +120,36 @@ class Load:
 
     def _ask(self, connection: Connection, request_id: str) -> bool:
         """One request; whether the server closes the connection after it."""
+        began_monotonic = time.monotonic()
+        self.sent.append(request_id)
         connection.request("GET", TARGET.format(placement=self._placement, id=request_id))
         response = connection.getresponse()
         response.read()
         assert response.status in (200, 204), f"status {response.status}"
         self.answered.append(request_id)
+        now_monotonic = time.monotonic()
+        self.latencies.append((now_monotonic, now_monotonic - began_monotonic))
         return response.will_close
 
 
-def read_log(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of a delivery log, one after the other, as `adctl log cat --json` prints them: there may be many."""
-    command = [sys.executable, "-m", "adtools", "log", "cat", "--json", str(path)]
+def read_log(*paths: Path) -> Iterator[dict[str, Any]]:
+    """The records of a log's files, one after the other, as `adctl log cat --json` prints them: there may be many."""
+    command = [sys.executable, "-m", "adtools", "log", "cat", "--json", *map(str, paths)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment()) as reader:
         assert reader.stdout is not None
         yield from map(json.loads, reader.stdout)
-    assert reader.returncode == 0, f"adctl log cat finds {path} damaged"
+    assert reader.returncode == 0, f"adctl log cat finds {paths} damaged"
+
+
+def read_torn_log(*paths: Path) -> tuple[list[dict[str, Any]], list[Damage]]:
+    """The records of logs whose writers were killed, and what is torn in them."""
+    records: list[dict[str, Any]] = []
+    damage = []
+    for path in paths:
+        with open_log(path) as file:
+            for found in read_records(file):
+                if isinstance(found, Damage):
+                    damage.append(found)
+                else:
+                    records.append(to_object(found))
+    return records, damage

@@ -45,6 +45,14 @@ class Connection(http.client.HTTPConnection):
             self.sock.connect(self.unix_path)
 
 
+def connect(address: str) -> socket.socket:
+    """A socket on which a test may send what it likes."""
+    connection = Connection(address)
+    connection.connect()
+    assert isinstance(connection.sock, socket.socket)
+    return connection.sock
+
+
 def ask(address: str, target: str, method: str = "GET", body: bytes | None = None, **headers: str) -> Answer:
     """One request on a connection of its own; `user_agent="x"` sends `User-Agent: x`."""
     connection = Connection(address)
@@ -135,10 +143,15 @@ class Adcore:
 
 @contextmanager
 def serving(
-    state: Path, *args: str, pass_fds: tuple[int, ...] = (), address: str = "", **variables: str
+    state: Path,
+    *args: str,
+    pass_fds: tuple[int, ...] = (),
+    address: str = "",
+    launcher: Sequence[str] = (),
+    **variables: str,
 ) -> Iterator[Adcore]:
     """A server that is ready, and is gone afterwards whatever happens."""
-    server = Adcore(state, *args, pass_fds=pass_fds, address=address, **variables)
+    server = Adcore(state, *args, pass_fds=pass_fds, address=address, launcher=launcher, **variables)
     try:
         server.wait_until_ready()
         yield server
@@ -146,6 +159,39 @@ def serving(
         if server.process.poll() is None:
             server.process.kill()
             server.process.wait()
+
+
+# Where a listening socket can come from.
+KINDS = ("unix", "tcp", "fd")
+
+
+@contextmanager
+def serving_over(
+    kind: str, state: Path, *args: str, launcher: Sequence[str] = (), **variables: Any
+) -> Iterator[Adcore]:
+    """`serving` on a socket of this kind: a unix path, TCP, or a descriptor that it inherits."""
+    if kind == "unix":
+        with serving(state, *args, "--unix", f"{state}/ad.sock", launcher=launcher, **variables) as server:
+            yield server
+        return
+    with socket.create_server(("127.0.0.1", 0), backlog=1024) as sock:
+        address = f"127.0.0.1:{sock.getsockname()[1]}"
+        if kind == "fd":
+            fd = sock.fileno()
+            where = ("--fd", str(fd))
+            with serving(state, *args, *where, pass_fds=(fd,), address=address, launcher=launcher, **variables) as s:
+                yield s
+            return
+    port = address.rpartition(":")[2]
+    with serving(state, *args, "--port", port, address=address, launcher=launcher, **variables) as server:
+        yield server
+
+
+def free_address() -> str:
+    """HOST:PORT that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
 def adctl(*args: str, stdin: str = "", **variables: str) -> "subprocess.CompletedProcess[str]":

@@ -23,6 +23,20 @@ def program(name: str, package: str) -> str:
     return found
 
 
+def npm_packages(folder: Path, package: str) -> Path:
+    """The node_modules of a folder, with this package and all else of its package-lock.json."""
+    modules = folder / "node_modules"
+    if not (modules / package).exists():
+        subprocess.run(
+            [program("npm", "npm"), "ci", "--no-audit", "--no-fund"],
+            cwd=folder,
+            check=True,
+            capture_output=True,
+            timeout=300,
+        )
+    return modules
+
+
 def answers(path: Path) -> bool:
     with socket.socket(socket.AF_UNIX) as probe:
         try:
@@ -155,6 +169,7 @@ http {{
     uwsgi_temp_path {folder}/uwsgi;
     scgi_temp_path {folder}/scgi;
     include {folder}/adcore-http.conf;
+    include {folder}/included/*.conf;
     server {{
         listen unix:{path};
         {listen}
@@ -169,7 +184,7 @@ def shipped_nginx_files(folder: Path, upstream: Path, edits: Mapping[str, str]) 
     """Copy tools/nginx to `folder`, edited as an operator edits them."""
     edits = {
         "unix:/run/adcore/ad.sock": f"unix:{upstream}",
-        "/var/cache/nginx/adcore": f"{folder}/cache",
+        "/var/lib/nginx/adcore": f"{folder}/cache",
         "/var/log/nginx/adcore.log adcore buffer=64k flush=5s": f"{folder}/access.log adcore",
         **edits,
     }
@@ -189,10 +204,19 @@ def shipped_nginx_files(folder: Path, upstream: Path, edits: Mapping[str, str]) 
 def nginx(folder: Path, upstream: Path, listen: str = "", **edits: str) -> Iterator[Service]:
     """nginx with the files of tools/nginx, in front of the unix socket `upstream`, on a unix socket of its own (and on
     `listen`, HOST:PORT). `origin` is where images come from, `countries` the list of networks, `patience` how long
-    nginx waits for an answer."""
+    nginx waits for an answer; the others are in adcore-admin.conf, which is used when `folder` has it in included/."""
     folder.mkdir(exist_ok=True)
     path = folder / "nginx.sock"
-    known = {"origin": "127.0.0.1:8088", "countries": 'default "";', "patience": "proxy_read_timeout 5s"}
+    known = {
+        "origin": "127.0.0.1:8088",
+        "countries": 'default "";',
+        "patience": "proxy_read_timeout 5s",
+        "https": "listen 443 ssl",
+        "certificate": "/etc/ssl/certs/adcore.pem",
+        "key": "/etc/ssl/private/adcore.key",
+        "admin": "/run/adcore-admin/admin.sock",
+        "images": "root /var/lib/adcore;",
+    }
     shipped_nginx_files(folder, upstream, {known[name]: value for name, value in edits.items()})
     conf = folder / "nginx.conf"
     conf.write_text(NGINX_CONF.format(folder=folder, path=path, listen=f"listen {listen};" if listen else ""))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from adcore import __version__
-from adcore.version import git_revision
+from adcore.version import git_revision, pip_revision
 
 ROOT = Path(__file__).parent.parent
 
@@ -133,3 +134,28 @@ def test_git_revision_is_read_from_a_checkout(tmp_path: Path, files: dict[str, s
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     assert git_revision(tmp_path) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            json.dumps({"url": "https://example.net/ads", "vcs_info": {"vcs": "git", "commit_id": COMMIT}}),
+            COMMIT,
+        ),
+        (json.dumps({"url": "file:///srv/adcore", "dir_info": {}}), None),
+        ("nonsense", None),
+        (None, None),
+    ],
+)
+def test_git_revision_is_known_of_what_pip_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | None, expected: str | None
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    folder = tmp_path / "ads_x-1.0.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: ads-x\nVersion: 1.0\n")
+    if text is not None:
+        (folder / "direct_url.json").write_text(text)
+    assert pip_revision("ads-x") == expected
+    assert pip_revision("ads-y") is None

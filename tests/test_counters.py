@@ -83,10 +83,12 @@ def test_a_campaign_ahead_of_its_line_waits_until_the_line_has_caught_up() -> No
     counters.use(built, counters.calendar.moment(30))
     count_impression(counters, counters.calendar.moment(30))
     assert counters.held == {"c": Reason.AHEAD_OF_SCHEDULE}
-    counters.turn(counters.calendar.moment(59))
+    counters.turn(counters.calendar.moment(56))
     assert counters.held == {"c": Reason.AHEAD_OF_SCHEDULE}
-    counters.turn(counters.calendar.moment(60))
+    counters.turn(counters.calendar.moment(57))
     assert counters.held == {}
+    counters.turn(counters.calendar.moment(91))
+    assert counters.held == {"c": Reason.BEHIND_SCHEDULE}
 
 
 def test_held_is_replaced_and_never_changed() -> None:

@@ -6,10 +6,14 @@ Every import statement counts, in whatever function it stands; only those under 
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.process import environment
 
 ROOT = Path(__file__).parent.parent
 FILES = {
@@ -43,6 +47,7 @@ ONLY_IN = {
     "sqlite3": {"adcore.sources.sqlite"},
     "pymemcache": {"adcore.sources.snapshot"},
     "httptools": {"adcore.http1.request", "adcore.http1.plain"},
+    "backports": {"adcore.sources.archive"},
     "maxminddb": {"adcore.geoip"},
     "uvloop": {"adcore.server"},
     "prometheus_client": {"adcore.control.metrics"},
@@ -101,6 +106,21 @@ def test_each_part_imports_only_what_it_may_know(module: str) -> None:
 def test_only_its_owner_imports(imported: str) -> None:
     importers = {m for m in FILES if any(within(name, imported) for name in imports(m))}
     assert importers <= ONLY_IN[imported]
+
+
+@pytest.mark.parametrize("imported", ["django", "PIL", "waitress", "boto3"])
+def test_the_admins_libraries_stay_in_the_admin(imported: str) -> None:
+    importers = {m for m in FILES if any(within(name, imported) for name in imports(m))}
+    assert importers
+    assert all(within(m, "adtools.admin") for m in importers)
+
+
+def test_adctl_does_without_the_admins_libraries() -> None:
+    loaded = "import sys, adtools.cli; print([m for m in ('django', 'PIL', 'waitress') if m in sys.modules])"
+    shown = subprocess.run(
+        [sys.executable, "-c", loaded], env=environment(), capture_output=True, text=True, timeout=60, check=True
+    )
+    assert shown.stdout == "[]\n"
 
 
 @pytest.mark.parametrize("module", [m for m in FILES if within(m, "adcore")])

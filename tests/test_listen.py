@@ -22,9 +22,12 @@ import uvloop
 from adcore.config import load_config
 from adcore.errors import StartError
 from adcore.listen import (
+    RECEIVE_BUFFER_BYTES,
+    SEND_BUFFER_BYTES,
     Listener,
     TcpAddress,
     UnixAddress,
+    adopt,
     open_address,
     open_listener,
     parse_address,
@@ -479,3 +482,12 @@ def test_a_child_serves_on_the_socket_it_was_given(tmp_path: Path, how: str, fam
         if how == "as_fd_0":
             assert not said["stdin_is_socket"]
         assert path.exists() == (family == socket.AF_UNIX)
+
+
+def test_what_the_kernel_keeps_for_a_connection_is_bounded(tmp_path: Path) -> None:
+    adopted = adopt(socket.create_server(("127.0.0.1", 0)).detach(), "a test", 16)
+    for listener in (open_address(TcpAddress("127.0.0.1", 0), backlog=16, unix_mode=0o600), adopted):
+        with socket.create_connection(listener.sock.getsockname()[:2]), listener.sock.accept()[0] as accepted:
+            sizes = [accepted.getsockopt(socket.SOL_SOCKET, name) for name in (socket.SO_RCVBUF, socket.SO_SNDBUF)]
+        assert sizes == [2 * RECEIVE_BUFFER_BYTES, 2 * SEND_BUFFER_BYTES]
+        listener.close()

@@ -1,78 +1,15 @@
 """What is kept from request to request is bounded, goes with its table, and changes no answer."""
 
 import gc
-import io
 import time
 from collections import Counter
-from itertools import count
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from adcore.config import load_config
-from adcore.core.adtable import build_table
-from adcore.core.calendar import Calendar
-from adcore.counters import Counters
-from adcore.delivery import Delivery
-from adcore.deliverylog.queue import RecordQueue
-from adcore.deliverylog.reader import read_records
-from adcore.deliverylog.record import FORMS, Impression, Unfilled
-from adcore.handlers import Handlers
-from adcore.http1.plain import PlainReader
-from adcore.http1.request import Limits, Request
-from adcore.state import State
-from adcore.tokens import KeyRing
-from tests.inventories import campaign, document, text_creative
-
-NOW = 1_800_000_000.0
-
-
-class Process:
-    """Handlers behind a plain reader."""
-
-    def __init__(self, tmp_path: Path, *campaigns: dict[str, Any], trusted: bool = True) -> None:
-        self.calendar = Calendar(load_config().time_zone)
-        self.state = State(Counters(self.calendar), 3600.0)
-        self.queue = RecordQueue(1 << 30, FORMS["msgpack"])
-        numbers = count(1)
-        # Two processes draw alike.
-        ids = (b"%032x" % (next(numbers) * 0x9E3779B97F4A7C15F39CC0605CEDC835 % (1 << 128)) for _ in count())
-        config = load_config({"state_dir": str(tmp_path)}, {})
-        delivery = Delivery(
-            config,
-            self.state,
-            keyring=KeyRing({"k": b"k" * 32}),
-            calendar=self.calendar,
-            queue=self.queue,
-            country_of=None,
-            host="h",
-            impression_ids=ids,
-        )
-        self.handlers = Handlers(config, delivery)
-        self.reader = PlainReader(Limits())
-        self.request = Request(trusted=trusted, plain=True)
-        self.revision = 0
-        self.use(*campaigns)
-
-    def use(self, *campaigns: dict[str, Any]) -> None:
-        self.revision += 1
-        table = build_table(document(*campaigns), revision=self.revision)
-        assert not table.rejected
-        self.state.use(table, self.calendar.moment(NOW))
-
-    def ask(self, target: str = "/v1/decision?placement=side", now: float = NOW, **headers: str) -> bytes:
-        lines = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items())
-        assert self.reader.read(f"GET {target} HTTP/1.1\r\nHost: a\r\n{lines}\r\n".encode("latin-1"), self.request)
-        self.request.time = now
-        body = self.handlers(self.request).body
-        self.queue.commit()
-        return body
-
-    def records(self) -> list[Impression | Unfilled]:
-        data = b"".join(batch.data for batch in self.queue.take(1 << 30))
-        return [record for record in read_records(io.BytesIO(data)) if isinstance(record, Impression | Unfilled)]
-
+from adcore.deliverylog.record import Impression
+from tests.inprocess import NOW, Process
+from tests.inventories import campaign, text_creative
 
 CAMPAIGNS = [
     campaign("a", weight=2),
@@ -89,12 +26,19 @@ AGENTS = (
 )
 
 
+def test_a_long_way_through_proxies_is_read_but_not_remembered(tmp_path: Path) -> None:
+    process = Process(tmp_path, campaign("a"))
+    process.ask(X_Forwarded_For=", ".join(["203.0.113.9"] * 200 + ["198.51.100.7"]))
+    assert [record.ip for record in process.records()] == ["198.51.100.0"]
+    assert process.handlers.delivery._nearest_stranger.cache_info().currsize == 0
+
+
 def test_forgetting_changes_no_answer_and_no_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same requests to a process that remembers, and to one that must forget all the time."""
     outcomes = []
     for bound in (None, 2):
         if bound is not None:
-            for name in ("PROFILES_MAX", "NETWORKS_MAX", "CASES_MAX"):
+            for name in ("PROFILES_MAX", "NETWORKS_MAX", "CASES_MAX", "FORWARDED_MAX"):
                 monkeypatch.setattr(f"adcore.delivery.{name}", bound)
             for name in ("ASKED_MAX", "HEADS_MAX"):
                 monkeypatch.setattr(f"adcore.handlers.{name}", bound)
@@ -106,12 +50,13 @@ def test_forgetting_changes_no_answer_and_no_record(tmp_path: Path, monkeypatch:
                 User_Agent=AGENTS[number % 3],
                 Accept_Language=("ja", "de", "en")[number // 3 % 3],
                 X_Country=("JP", "DE", "")[number // 7 % 3],
-                X_Real_IP=f"198.51.{number % 11}.7",
+                **{("X_Real_IP", "X_Forwarded_For")[number // 2 % 2]: f"198.51.{number % 11}.7"},
                 Cookie="theme=dark",
             )
             for number in range(600)
         ]
         delivery = process.handlers.delivery
+        assert (delivery._nearest_stranger.cache_info().currsize == 11) == (bound is None)
         kept = (delivery._profiles, delivery._profiles_by_values, delivery._networks, process.handlers._asked)
         if bound is not None:
             assert all(len(memory) <= bound for memory in kept)

@@ -57,8 +57,10 @@ def test_the_workers_settings_are_adcores() -> None:
     shown = subprocess.run(
         [sys.executable, "-m", "adcore", "--help"], capture_output=True, text=True, env=environment(), check=True
     ).stdout
-    assert flags == {"--config", "--spool-dir", "--control"}
+    assert flags == {"--config", "--spool-dir"}
     assert all(flag in shown for flag in flags)
+    (variable,) = re.findall(r"^Environment=ADCORE_([A-Z_]+)=", (UNITS / "adcore@.service").read_text(), re.MULTILINE)
+    assert f"--{variable.lower()}" in shown
 
 
 def test_systemd_gives_a_worker_the_time_that_it_gives_itself() -> None:
@@ -143,6 +145,21 @@ def test_a_version_that_cannot_start_leaves_the_other_worker_serving(tmp_path: P
             assert not bad.notify.said("READY")
             load.wait_for(50)
         assert load.failures == []
+        manager.stop("1")
+
+
+def test_what_is_meant_for_running_workers_does_not_end_one_that_starts(tmp_path: Path) -> None:
+    """logrotate's `systemctl kill --signal=USR1 'adcore*.service'`, and a reload, hit whatever there is."""
+    with managing(tmp_path) as manager:
+        worker = manager.launch("1")
+        wait_for(lambda: "/uvloop/" in Path(f"/proc/{worker.process.pid}/maps").read_text())  # it imports its parts
+
+        def is_ready() -> bool:
+            worker.signal(signal.SIGUSR1)
+            worker.signal(signal.SIGHUP)
+            return worker.is_ready()
+
+        wait_for(is_ready)
         manager.stop("1")
 
 

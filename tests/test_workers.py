@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
@@ -14,10 +15,10 @@ from typing import Any
 import pytest
 
 from adcore.workers import RESTART_PAUSE_MAX_S, RESTART_PAUSE_MIN_S, STABLE_S, Backoff, describe_end
-from tests.chaos.restarts import KINDS, pids, restart
+from tests.chaos.restarts import pids, restart
 from tests.inventories import campaign, document
 from tests.load import WRONG, Load
-from tests.process import PATIENCE_S, Adcore, Connection, adctl, ask, environment, serving, wait_for
+from tests.process import KINDS, PATIENCE_S, Adcore, Connection, adctl, ask, environment, serving, wait_for
 
 
 def flawless(load: Load, records: list[dict[str, Any]]) -> bool:
@@ -142,13 +143,33 @@ def test_a_worker_that_cannot_live_is_started_less_and_less_often(tmp_path: Path
         assert server.stop() == 0
 
 
+def test_a_worker_that_was_told_to_end_comes_back_soon_however_often(tmp_path: Path) -> None:
+    with working(tmp_path) as server:
+        for count in range(1, 4):
+            os.kill(pids(server)[2], signal.SIGTERM)
+            wait_for(lambda: parent_status(server)["restarts"] == count and len(pids(server)) == 2)  # noqa: B023
+        assert server.errors.count("worker 2 is started again in 0.1 s") == 3
+        assert server.stop() == 0
+
+
+def test_a_worker_that_has_served_is_started_again_at_once_however_often(tmp_path: Path) -> None:
+    with working(tmp_path) as server:
+        for _ in range(2):
+            victim = pids(server)[1]
+            time.sleep(STABLE_S)  # the very thing: how long it has served
+            os.kill(victim, signal.SIGKILL)
+            wait_for(lambda victim=victim: pids(server).get(1, victim) != victim, lambda: server.errors)
+        assert server.errors.count(f"worker 1 is started again in {RESTART_PAUSE_MIN_S} s") == 2, server.errors
+        assert server.stop() == 0
+
+
 def test_pauses_double_up_to_a_bound_and_start_again_after_a_stable_life() -> None:
     backoff = Backoff()
     pauses = [backoff.after(0.0) for _ in range(12)]
     assert pauses[:4] == [RESTART_PAUSE_MIN_S * 2**n for n in range(4)]
     assert pauses[-1] == RESTART_PAUSE_MAX_S
     assert backoff.after(STABLE_S) == RESTART_PAUSE_MIN_S
-    assert backoff.after(STABLE_S - 1) == RESTART_PAUSE_MIN_S * 2
+    assert backoff.after(STABLE_S / 2) == RESTART_PAUSE_MIN_S * 2
 
 
 @pytest.mark.parametrize(

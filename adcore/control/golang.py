@@ -19,13 +19,17 @@ the poller's own interval; Go's handler shares one interval among all, and does 
 import platform
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from adcore.control.runtime import GcWatch
 
 # Go's names of processors, where they differ from the kernel's.
 GO_ARCH = {"x86_64": "amd64", "aarch64": "arm64", "i686": "386", "armv7l": "arm"}
+
+# What several workers have in common, and of what the latest counts.
+SHARED = ("go_version", "go_os", "go_arch", "cpu_num")
+LATEST = ("time", "gc_last")
 
 
 def golang_stats(status: Mapping[str, Any], gc: GcWatch, rates: Mapping[str, Any]) -> dict[str, Any]:
@@ -63,3 +67,19 @@ def golang_stats(status: Mapping[str, Any], gc: GcWatch, rates: Mapping[str, Any
         "gc_pause_per_second": None if pause_s is None else pause_s * 1e3,
         "gc_pause": [pause_s * 1e3 for pause_s in list(gc.recent)[::-1][:since]],
     }
+
+
+def add_up(workers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Several workers as one process: a Go service has in one what a host has in these. What one lacks is null."""
+    total: dict[str, Any] = {}
+    for key in workers[0] if workers else ():
+        values = [stats[key] for stats in workers]
+        if key == "gc_pause":
+            total[key] = [pause_ms for pauses in values for pause_ms in pauses]
+        elif key in SHARED:
+            total[key] = values[0]
+        elif None in values:
+            total[key] = None
+        else:
+            total[key] = max(values) if key in LATEST else sum(values)
+    return total

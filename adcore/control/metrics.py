@@ -94,7 +94,10 @@ def collect(status: Mapping[str, Any], histograms: Mapping[str, Histogram]) -> I
         connections["turned_away"],
     )
     yield counter(
-        "adcore_connections_timed_out_total", "Connections ended by the clock.", connections["timeouts"], "waiting_for"
+        "adcore_connections_timed_out_total",
+        "Connections ended by the clock, or cut for others.",
+        connections["timeouts"],
+        "waiting_for",
     )
     yield counter("adcore_responses_total", "Answers by status.", connections["responses"], "status")
     yield counter(

@@ -1,7 +1,7 @@
 """One control listener in front of several workers' own: each is asked, and all are reported.
 
     /status     {"workers": [what each says, with what the parent knows of it], "parent": {...}}; a worker that does
-                not answer has "error" there
+                not answer has "error" there. With format=golang-stats also the keys of one process, added up
     /metrics    the samples of every worker that serves, with the label worker="1"
     /profile    of ?worker=1, else of the first that serves
     /explain    likewise, though any worker would say the same
@@ -17,7 +17,7 @@ from urllib.parse import parse_qsl, quote, urlencode
 
 import msgspec
 
-from adcore.control import metrics
+from adcore.control import golang, metrics
 from adcore.control.profile import SECONDS_MAX
 from adcore.control.profile_formats import DRAW_TIMEOUT_S
 from adcore.control.routing import NO_STORE, ArgumentError, Router, to_json
@@ -77,6 +77,7 @@ class WorkersControl:
 
     async def on_status(self, request: Request) -> Response:
         workers: list[dict[str, Any]] = []
+        answered: list[dict[str, Any]] = []
         for worker, answer in await self._ask(request, self.workers()):
             known = {**worker._asdict(), "control": f"unix:{worker.control}"}
             if isinstance(answer, WorkerError):
@@ -84,8 +85,11 @@ class WorkersControl:
             elif answer.status == 400:  # all of them will say so
                 return _as_response(answer)
             else:
-                workers.append({**known, **msgspec.json.decode(answer.body)})
-        return to_json(200, {"workers": workers, "parent": self.status()})
+                answered.append(msgspec.json.decode(answer.body))
+                workers.append({**known, **answered[-1]})
+        is_golang = dict(parse_qsl(request.query.decode("latin-1"))).get("format") == "golang-stats"
+        total = golang.add_up(answered) if is_golang else {}
+        return to_json(200, {**total, "workers": workers, "parent": self.status()})
 
     async def on_metrics(self, request: Request) -> Response:
         # While workers are replaced, two have one number: of these the one that serves.

@@ -21,7 +21,8 @@ import msgspec
 from adcore.core.calendar import Moment
 from adcore.core.facts import Facts
 from adcore.core.frequency import Cap, Caps, campaign_key
-from adcore.core.inventory import Campaign, Creative, Placement, Problem, check_inventory
+from adcore.core.inventory import Campaign, Creative, Inventory, Placement, Problem, check_inventory
+from adcore.core.learned import read_learned, teach
 from adcore.core.pacing import is_limited
 from adcore.core.reason import Reason
 from adcore.core.targeting import Dropped, TargetingIndex
@@ -133,7 +134,7 @@ class PlacementIndex:
         "_drawing_room",
         "_drawings",
         "_held",
-        "_held_mask",
+        "_standing_masks",
         "_window",
         "absent",
         "campaigns",
@@ -181,7 +182,7 @@ class PlacementIndex:
         self._drawings: dict[int, Drawing | None] = {}
         self._drawing_room = DRAWN_MAX
         self._held: Mapping[str, Reason] = {}
-        self._held_mask = 0
+        self._standing_masks = 0, 0
 
     def match(self, facts: Facts, moment: Moment) -> tuple[int, Dropped]:
         """The campaigns that dates and targeting let through, and how many of the others fell to what first."""
@@ -204,14 +205,34 @@ class PlacementIndex:
             window = self._window = self._find_window(time)
         return window
 
-    def held_mask(self, held: Mapping[str, Reason]) -> int:
-        """The campaigns that `held` names. `held` is replaced, never changed, so its identity is its version."""
-        if held is not self._held:
-            self._held_mask = self.mask_of(held)
-            self._held = held
-        return self._held_mask
+    def standing_masks(self, held: Mapping[str, Reason]) -> tuple[int, int]:
+        """The campaigns that `held` holds back, and those that it lets go first, being behind their schedule.
 
-    def mask_of(self, campaign_ids: Mapping[str, Reason] | frozenset[str] | set[str]) -> int:
+        `held` is replaced, never changed, so its identity is its version.
+        """
+        if held is not self._held:
+            back = behind = 0
+            positions = self.positions
+            for campaign_id, reason in held.items():
+                position = positions.get(campaign_id)
+                if position is not None:
+                    if reason is Reason.BEHIND_SCHEDULE:
+                        behind |= 1 << position
+                    else:
+                        back |= 1 << position
+            self._standing_masks = back, behind
+            self._held = held
+        return self._standing_masks
+
+    def yielding(self, mask: int, behind: int) -> int:
+        """Those of the first tier in `mask` that let others of it, which are `behind`, go first."""
+        for tier in self.tiers:
+            live = mask & tier
+            if live:
+                return live & ~behind if live & behind else 0
+        return 0
+
+    def mask_of(self, campaign_ids: frozenset[str] | set[str]) -> int:
         mask = 0
         positions = self.positions
         for campaign_id in campaign_ids:
@@ -333,6 +354,7 @@ class AdTable:
         "campaigns",
         "caps",
         "creatives",
+        "generation",
         "limited",
         "placements",
         "rejected",
@@ -348,7 +370,10 @@ class AdTable:
         limited: Mapping[str, Campaign],
         caps: Caps,
         placements: Mapping[str, PlacementIndex],
+        generation: str = "",
     ) -> None:
+        self.generation = generation
+        """Of the store that `revision` is one of; "" when unknown."""
         self.revision = revision
         self.rejected = rejected
         self.campaigns = campaigns
@@ -367,10 +392,20 @@ class AdTable:
 EMPTY = AdTable(0, (), {}, Creatives([{} for _ in range(PARTS)]), {}, {}, {})
 
 
-def build_table(document: object, *, revision: int) -> AdTable:
-    """Compile a document (the JSON form of the inventory). Bad rows are left out and named in `rejected`."""
-    inventory, rejected = check_inventory(document)
-    return finish(change_table(EMPTY, revision, inventory.placements, inventory.campaigns, rejected))
+def build_table(document: object, *, revision: int, generation: str = "") -> AdTable:
+    """Compile a document (the JSON form of the inventory, with what was learned). Bad rows are left out and named in
+    `rejected`."""
+    inventory, rejected = check_document(document)
+    return finish(change_table(EMPTY, revision, inventory.placements, inventory.campaigns, rejected, generation))
+
+
+def check_document(document: object) -> tuple[Inventory, tuple[Problem, ...]]:
+    """The valid rows of a document, with what was learned about them, and what is wrong with the others."""
+    inventory, problems = check_inventory(document)
+    if isinstance(document, Mapping):
+        learned, more = read_learned(document)
+        return teach(inventory, learned), problems + more
+    return inventory, problems
 
 
 def finish(steps: Steps[T]) -> T:
@@ -389,6 +424,7 @@ def change_table(
     placements: Sequence[Placement],
     campaigns: Sequence[Campaign],
     rejected: tuple[Problem, ...],
+    generation: str = "",
 ) -> Steps[AdTable]:
     """Another table, which shares with `before` what is the same in both, and is otherwise as if built anew.
 
@@ -422,7 +458,7 @@ def change_table(
                 caps[campaign_key(campaign.id)] = Cap(cap.impressions, cap.seconds, campaign.id)
         yield
     indexes = yield from _index(before, placements, campaigns, there, new, gone)
-    return AdTable(revision, rejected, there, creatives, limited, caps, indexes)
+    return AdTable(revision, rejected, there, creatives, limited, caps, indexes, generation)
 
 
 def let_go(table: AdTable, successor: AdTable) -> Steps[None]:

@@ -72,7 +72,18 @@ class Eligible:
     `drawing` is the choice, None when nobody is left; `dropped` and `excluded` are those of the answer.
     """
 
-    __slots__ = ("_dropped", "_index", "_mask", "_matching", "_placement", "drawing", "dropped", "excluded")
+    __slots__ = (
+        "_behind",
+        "_dropped",
+        "_held",
+        "_index",
+        "_mask",
+        "_matching",
+        "_placement",
+        "drawing",
+        "dropped",
+        "excluded",
+    )
 
     def __init__(
         self,
@@ -80,41 +91,59 @@ class Eligible:
         index: PlacementIndex | None,
         matching: int,
         mask: int,
+        behind: int,
         dropped: Dropped,
-        excluded: Excluded,
+        held: Excluded,
     ) -> None:
         self._placement = placement
         self._index = index
         self._matching = matching
-        """With those whom the counts hold back."""
+        """With those who are held back."""
         self._mask = mask
-        self._dropped = dropped
-        self.drawing = index.drawing(mask) if index is not None else None
-        self.dropped = dropped + self.drawing.dropped if self.drawing is not None else dropped
-        self.excluded = excluded
+        self._behind = behind
+        """Who goes first in their tier."""
+        self._dropped = self.dropped = dropped
+        self._held = self.excluded = held
+        if index is None:
+            self.drawing = None
+            return
+        yielding = index.yielding(mask, behind) if behind & mask else 0
+        if yielding:
+            self.excluded = held | dict.fromkeys(index.ids_in(yielding), Reason.OTHERS_BEHIND)
+            self.dropped += ((Reason.OTHERS_BEHIND, yielding.bit_count()),)
+            mask ^= yielding
+        self.drawing = index.drawing(mask)
+        if self.drawing is not None:
+            self.dropped += self.drawing.dropped
 
     def without(self, capped: frozenset[str], taken: frozenset[str] | set[str]) -> "Eligible":
         """Those who are neither at the user's frequency cap nor already on the page."""
         index = self._index
-        if index is None:
+        if index is None or not (capped or taken):
             return self
         mask, dropped = self._mask, self._dropped
-        excluded = dict(self.excluded)
+        held = dict(self._held)
         for reason, campaign_ids in ((Reason.FREQUENCY_CAP, capped), (Reason.ALREADY_ON_PAGE, taken)):
             kept_back = mask & index.mask_of(campaign_ids) if campaign_ids else 0
             if kept_back:
-                excluded.update(dict.fromkeys(index.ids_in(kept_back), reason))
+                held.update(dict.fromkeys(index.ids_in(kept_back), reason))
                 dropped += ((reason, kept_back.bit_count()),)
                 mask ^= kept_back
-        return self if mask == self._mask else Eligible(self._placement, index, mask, mask, dropped, excluded)
+        if mask == self._mask:
+            return self
+        return Eligible(self._placement, index, mask, mask, self._behind, dropped, held)
 
     def holds_for(self, held: Mapping[str, Reason]) -> bool:
         """Whether `find_eligible` would find the same with `held`, and all else as it was."""
-        if self._index is None:
+        index = self._index
+        if index is None:
             return True
-        kept_back = self._matching & self._index.held_mask(held)
-        return kept_back == self._matching ^ self._mask and all(
-            held[campaign_id] is reason for campaign_id, reason in self.excluded.items()
+        back, behind = index.standing_masks(held)
+        return (
+            self._matching & back == self._matching ^ self._mask
+            # Also of those in a lower tier, which is next when a visitor has seen enough of the first.
+            and not (behind ^ self._behind) & self._mask
+            and all(held[campaign_id] is reason for campaign_id, reason in self._held.items())
         )
 
     def refuse(self) -> NoAd:
@@ -133,21 +162,22 @@ def find_eligible(
 ) -> Eligible:
     """Those whom dates, targeting and delivery counts let through.
 
-    `held` maps campaigns to the reason their delivery counts give (see pacing.hold). The answer is the same for every
+    `held` maps campaigns to what their delivery counts say (see pacing.standing). The answer is the same for every
     moment of an hour in which no campaign of the placement starts or ends.
     """
     index = table.placements.get(placement_id)
     if index is None:
-        return Eligible(placement_id, None, 0, 0, (), {})
+        return Eligible(placement_id, None, 0, 0, 0, (), {})
     mask, dropped = index.match(facts, moment)
-    kept_back = mask & index.held_mask(held) if held else 0
+    back, behind = index.standing_masks(held) if held else (0, 0)
+    kept_back = mask & back
     if not kept_back:
-        return Eligible(placement_id, index, mask, mask, dropped, {})
+        return Eligible(placement_id, index, mask, mask, behind, dropped, {})
     excluded = {campaign_id: held[campaign_id] for campaign_id in index.ids_in(kept_back)}
     counts: dict[Reason, int] = {}
     for reason in excluded.values():
         counts[reason] = counts.get(reason, 0) + 1
-    return Eligible(placement_id, index, mask, mask ^ kept_back, dropped + tuple(counts.items()), excluded)
+    return Eligible(placement_id, index, mask, mask ^ kept_back, behind, dropped + tuple(counts.items()), excluded)
 
 
 def decide(
@@ -163,7 +193,7 @@ def decide(
 ) -> Decision | NoAd:
     """Choose for one placement.
 
-    `held` maps campaigns to the reason their delivery counts give (see pacing.hold), `capped` are those at the
+    `held` maps campaigns to what their delivery counts say (see pacing.standing), `capped` are those at the
     user's frequency cap, `taken` those already on the page.
     """
     eligible = find_eligible(table, placement_id, facts, moment, held).without(capped, taken)
@@ -208,13 +238,14 @@ def explain(
     for facet, accepting in index.targeting.accepting(facts, moment):
         refuse(facet, everyone & ~accepting)
     for campaign_id, why in held.items():
-        if campaign_id in reasons:
+        if campaign_id in reasons and why is not Reason.BEHIND_SCHEDULE:
             reasons[campaign_id].append(why)
     refuse(Reason.FREQUENCY_CAP, index.mask_of(capped))
     refuse(Reason.ALREADY_ON_PAGE, index.mask_of(taken))
 
     eligible = index.mask_of({campaign_id for campaign_id, against in reasons.items() if not against})
-    drawing = index.drawing(eligible)
+    yielding = index.yielding(eligible, index.standing_masks(held)[1])
+    drawing = index.drawing(eligible ^ yielding)
     chances: dict[str, dict[str, float]] = {}
     for ad, chance in drawing.chances() if drawing else ():
         chances.setdefault(ad.campaign.id, {})[ad.creative.id] = chance
@@ -226,7 +257,8 @@ def explain(
         of_creatives = chances.get(campaign.id, {})
         is_eligible = not against
         if is_eligible and not of_creatives:
-            against = [Reason.LOWER_PRIORITY]
+            yields = yielding >> index.positions[campaign.id] & 1
+            against = [Reason.OTHERS_BEHIND if yields else Reason.LOWER_PRIORITY]
         candidates.append(
             Candidate(
                 campaign.id,

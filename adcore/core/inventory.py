@@ -9,7 +9,7 @@ Must not know where documents come from (files, SQL, memcached) or what a table 
 
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from difflib import get_close_matches
 from functools import cache
@@ -29,6 +29,7 @@ DATA_BYTES_MAX = 64 * 1024
 DATA_DEPTH_MAX = 16
 # The largest integer that a browser reads as the same number.
 JSON_INTEGER_MAX = 2**53 - 1
+HOURS_OF_WEEK = 168
 # A person keeps such a list by hand; longer ones are better told as key-values by the page.
 TARGETS_MAX = 1000
 # Of a keyword, and of the name and the value of a key-value: pages send them in a URL of at most 8 KiB.
@@ -138,6 +139,8 @@ _NEEDS: dict[Format, tuple[str, ...]] = {
 }
 
 
+_NOT_IN_DOCUMENT = frozenset({"forecast"})
+
 # Rows of 100,000 creatives stay for long and are trees, so the garbage collector need not look at any (`gc=False`).
 
 
@@ -230,9 +233,13 @@ class Campaign(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     goal: Goal | None = None
     daily_cap: DailyCap | None = None
     pacing: Literal["asap", "even"] = "asap"
+    optimize: Literal["ctr"] | None = None
     frequency_cap: FrequencyCap | None = None
     targeting: Targeting = Targeting()
     creatives: tuple[Creative, ...] = ()
+    forecast: tuple[int, ...] = ()
+    """No part of the document: what part of a week's traffic is expected by the end of each hour of it, from Monday
+    0:00 (learned.py); () where nothing is learned."""
 
 
 class Inventory(msgspec.Struct, frozen=True):
@@ -263,24 +270,27 @@ class InventoryError(AdcoreError):
 
 
 def parse_inventory(document: object) -> Inventory:
-    """The inventory of a document. Raises InventoryError with every error in it."""
-    inventory, problems = check_inventory(document)
+    """The inventory of a document that somebody wrote. Raises InventoryError with every error in it."""
+    inventory, problems = check_inventory(document, ("placements", "campaigns"))
     if problems:
         raise InventoryError(problems)
     return inventory
 
 
-def check_inventory(document: object) -> tuple[Inventory, tuple[Problem, ...]]:
-    """The valid rows of a document, and every error in the others.
+def check_inventory(
+    document: object, parts: Sequence[str] = ("placements", "campaigns", "learned")
+) -> tuple[Inventory, tuple[Problem, ...]]:
+    """The valid rows of a document of these parts, and every error in the others.
 
-    A bad creative is left out alone, a bad campaign with its creatives; of two rows with one id the second.
+    A bad creative is left out alone, a bad campaign with its creatives; of two rows with one id the second. What a
+    store has learned is no part of the inventory (see learned.py).
     """
     problems: list[Problem] = []
     top = _Row(problems, "$", "inventory", None)
     if not isinstance(document, Mapping):
         top.refuse("", 'must be an object: {"placements": [...], "campaigns": [...]}', document)
         return Inventory(), tuple(problems)
-    top.refuse_unknown(document, ("placements", "campaigns"))
+    top.refuse_unknown(document, parts)
     placements: list[Placement] = []
     placement_ids: dict[str, _Row] = {}
     for row, fields in top.read_rows(document, "placements", "placement"):
@@ -314,6 +324,9 @@ def check_inventory(document: object) -> tuple[Inventory, tuple[Problem, ...]]:
 def to_document(inventory: Inventory) -> dict[str, Any]:
     """The document of an inventory, every field written out: parsing it gives an equal inventory."""
     document: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(inventory))
+    for campaign in document["campaigns"]:
+        for name in _NOT_IN_DOCUMENT:
+            del campaign[name]
     return document
 
 
@@ -380,6 +393,10 @@ def _normalise(targeting: Targeting) -> Targeting:
     )
 
 
+# msgspec encodes a text, or a field's name, that it holds against names: half a surrogate pair does not survive that.
+_UNFIT = (msgspec.ValidationError, UnicodeEncodeError)
+
+
 def _unique(values: Iterable[_Item]) -> tuple[_Item, ...]:
     return tuple(dict.fromkeys(values))
 
@@ -388,7 +405,7 @@ def _plain_creative(fields: Mapping[Any, Any]) -> Creative | None:
     """A creative with no fault and nothing in it that needs a closer look; most are, and this takes a tenth."""
     try:
         creative = msgspec.convert(fields, Creative)
-    except msgspec.ValidationError:
+    except _UNFIT:
         return None
     if creative.html is not None or creative.data is not None:
         return None
@@ -539,7 +556,7 @@ class _Row:
         """`value` as the type `wanted`, or _BAD after each part of it that is wrong has been refused."""
         try:
             return msgspec.convert(value, wanted)
-        except msgspec.ValidationError:
+        except _UNFIT:
             pass
         count = len(self.problems)
         plain = _plain(wanted)
@@ -569,7 +586,8 @@ class _Field(NamedTuple):
 
 @cache
 def _fields_of(cls: type[msgspec.Struct]) -> dict[str, _Field]:
-    return {field.name: _Field(field.type, field.required) for field in msgspec.structs.fields(cls)}
+    fields = msgspec.structs.fields(cls)
+    return {field.name: _Field(field.type, field.required) for field in fields if field.name not in _NOT_IN_DOCUMENT}
 
 
 def _without_none(wanted: Any) -> Any:
@@ -642,4 +660,5 @@ def _shown(value: object) -> str:
 
 def _did_you_mean(name: object, known: Iterable[str]) -> str:
     close = get_close_matches(name, known, 1) if isinstance(name, str) and len(name) <= 64 else []
-    return f"; did you mean {close[0]}?" if close else ""
+    # What is close may be as bad as the name itself, such as a placement's id that was refused.
+    return f"; did you mean {_shown(close[0])[1:-1]}?" if close else ""

@@ -32,10 +32,13 @@ class Reason(StrEnum):
     ALREADY_ON_PAGE = "already_on_page"
     # Eligible, yet not the one shown.
     LOWER_PRIORITY = "lower_priority"
+    OTHERS_BEHIND = "others_behind"
     LOST_DRAW = "lost_draw"
     # No candidate to speak of.
     UNKNOWN_PLACEMENT = "unknown_placement"
     NO_CAMPAIGNS = "no_campaigns"
+    # Nothing against a campaign: it goes before the others of its tier, which are OTHERS_BEHIND.
+    BEHIND_SCHEDULE = "behind_schedule"
 
 
 # What depends on counts kept outside the table: a record names the campaigns that fell to these, so that the
@@ -47,5 +50,6 @@ HELD_REASONS = frozenset(
         Reason.AHEAD_OF_SCHEDULE,
         Reason.FREQUENCY_CAP,
         Reason.ALREADY_ON_PAGE,
+        Reason.OTHERS_BEHIND,
     }
 )

@@ -1,7 +1,8 @@
 """Reads delivery logs of both forms, in one file even, and goes on after damage.
 
 Where bytes are no record the reader looks for the next place that can be one: the magic of a frame whose checksum
-holds, or a line that begins with a brace. What it passed over it reports with its place.
+holds, a line that begins with a brace, or what an object of ours begins with, since a worker may have appended to the
+torn line of another. What it passed over it reports with its place.
 """
 
 import gzip
@@ -25,6 +26,9 @@ from adcore.deliverylog.record import (
 READ_BYTES = 1 << 20
 # How a msgpack map can begin: in what is no frame the checksum need not be reckoned.
 _MAPS = frozenset(bytes([byte]) for byte in (*range(0x80, 0x90), 0xDE, 0xDF))
+# What to look for, and how far in it a record begins: a frame, a line, and an object of either encoder of ours within
+# one (quotes in the texts of a record are escaped).
+_BEGINNINGS = ((MAGIC[:1], 0), (b"\n{", 1), (b'{"v":1,"type":"', 0), (b'{"type":"', 0))
 
 
 class Damage(NamedTuple):
@@ -177,15 +181,20 @@ class _Starts:
 
     def __init__(self, buffer: bytes) -> None:
         self._buffer = buffer
-        self._frame = self._line = -1
+        self._found = [-1] * len(_BEGINNINGS)
 
     def after(self, at: int) -> int:
         """The next one; the end of the buffer if there is none."""
-        buffer = self._buffer
-        if self._frame <= at:
-            found = buffer.find(MAGIC[:1], at + 1)
-            self._frame = found if found >= 0 else len(buffer)
-        if self._line <= at:
-            found = buffer.find(b"\n{", at)
-            self._line = found + 1 if found >= 0 else len(buffer)
-        return min(self._frame, self._line)
+        for number, (beginning, skipped) in enumerate(_BEGINNINGS):
+            if self._found[number] <= at:
+                found = self._buffer.find(beginning, at + 1 - skipped)
+                self._found[number] = found + skipped if found >= 0 else self._cut_off(beginning, at + 1)
+        return min(self._found)
+
+    def _cut_off(self, beginning: bytes, first: int) -> int:
+        """Where the buffer ends in the middle of this, from `first` on; the buffer's end if it does not."""
+        size = len(self._buffer)
+        for length in range(min(len(beginning) - 1, size - first), 0, -1):
+            if self._buffer.endswith(beginning[:length]):
+                return size - length
+        return size

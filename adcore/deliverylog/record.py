@@ -48,6 +48,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
 class Answer(Record, frozen=True, kw_only=True):
     """What a slot got, with all that is needed to decide it again."""
 
+    generation: str = ""
+    """Which store's revisions `revision` is one of; "" in records of before this field."""
     languages: tuple[str, ...]
     keywords: tuple[str, ...]
     key_values: tuple[tuple[str, str], ...]
@@ -115,8 +117,9 @@ def type_of(record: AnyRecord) -> str:
 
 
 Impressed = tuple[bytes, bytes, bytes, bytes, bytes, float, float, bytes]
-"""An impression in parts. What many share is packed once, by `Form.fields`: that of the table (`revision`), that of the
-ad (AD_FIELDS), that of alike visitors (VISITOR_FIELDS), `ip`, and `user`. Then its chance, time, and id."""
+"""An impression in parts. What many share is packed once, by `Form.fields`: that of the table
+(TABLE_FIELDS), that of the ad (AD_FIELDS), that of alike visitors (VISITOR_FIELDS), `ip`, and `user`. Then its chance,
+time, and id."""
 
 
 class Form(Protocol):
@@ -135,6 +138,7 @@ class Form(Protocol):
         ...
 
 
+TABLE_FIELDS = ("generation", "revision")
 AD_FIELDS = ("placement", "campaign", "creative", "host")
 VISITOR_FIELDS = (
     *("device", "os", "country", "languages", "keywords", "key_values", "ivt"),

@@ -19,6 +19,7 @@ The file's pages are those of its file system: on tmpfs (/run, /dev/shm) no disk
 """
 
 import contextlib
+import errno
 import fcntl
 import logging
 import mmap
@@ -47,11 +48,15 @@ _HEADER = Struct("=8s5Q")
 _HEAD, _TAIL, _DEVICE, _INODE, _SIZE = range(1, 6)
 
 
+class NoSpaceError(StartError):
+    """There is no room for the file now."""
+
+
 class Spool:
     """The file of this process; also while nothing waits. A RecordQueue fills and releases it."""
 
     def __init__(self, directory: Path, ring_bytes: int = RING_BYTES) -> None:
-        """Raises StartError."""
+        """Raises StartError, which is NoSpaceError on a disk that is full."""
         self.ring_bytes = ring_bytes
         self.path = directory / f"{secrets.token_hex(8)}{SUFFIX}"
         self._head = self._tail = 0
@@ -60,7 +65,8 @@ class Spool:
         try:
             self._fd, self._map = self._create()
         except OSError as error:
-            raise StartError(
+            kind = NoSpaceError if error.errno in (errno.ENOSPC, errno.EDQUOT) else StartError
+            raise kind(
                 f"cannot keep {(HEADER_BYTES + ring_bytes) >> 20} MiB for records in {directory}: {error.strerror}; "
                 "see --spool-dir"
             ) from error
@@ -133,6 +139,7 @@ class Spool:
 def take_over(directory: Path, log_path: Path, queue: RecordQueue) -> int:
     """Put into the queue what processes that were killed left in `directory`; how many records."""
     count = 0
+    taken: set[tuple[str, str]] = set()
     for path in sorted(directory.glob(f"*{SUFFIX}")):
         with contextlib.suppress(OSError), path.open("rb") as file:
             try:
@@ -140,14 +147,15 @@ def take_over(directory: Path, log_path: Path, queue: RecordQueue) -> int:
             except BlockingIOError:
                 continue  # its process lives
             if os.fstat(file.fileno()).st_nlink:
-                count += _take_over(file.read(), path, log_path, queue)
+                count += _take_over(file.read(), path, log_path, queue, taken)
                 path.unlink()
     if count:
         log.warning("%d records of a process that was killed go to %s", count, log_path)
     return count
 
 
-def _take_over(content: bytes, path: Path, log_path: Path, queue: RecordQueue) -> int:
+def _take_over(content: bytes, path: Path, log_path: Path, queue: RecordQueue, taken: set[tuple[str, str]]) -> int:
+    """`taken` are the keys of what other files have: one who was killed while it took over has copies of another's."""
     ring = content[HEADER_BYTES:]
     if len(content) < HEADER_BYTES or not content.startswith(MAGIC):
         log.error("%s is no spool of adcore, and is removed", path)
@@ -160,8 +168,9 @@ def _take_over(content: bytes, path: Path, log_path: Path, queue: RecordQueue) -
     waiting = (ring[start:] + ring[:start])[: tail - head]
     if not waiting:
         return 0
-    written = {_key(record) for record in _written_since(log_path, device, inode, size)}
-    missing = [record for record in _records(BytesIO(waiting)) if _key(record) not in written]
+    there = taken | {_key(record) for record in _written_since(log_path, device, inode, size)}
+    missing = [record for record in _records(BytesIO(waiting)) if _key(record) not in there]
+    taken.update(map(_key, missing))
     for record in missing:
         queue.put(record)
     return len(missing)

@@ -2,12 +2,13 @@
 
 All that touches the disk happens in one thread, since a disk may take its time; the coroutine alone decides the order.
 A batch is one write; of several workers on one file each appends whole batches. One that was written in part goes on at
-the very byte where it stopped, or at the start of its record when another worker has appended since. A failing disk is
-tried again with growing pauses while the bounded queue holds what comes.
+the very byte where it stopped, with the rest of that record alone. Where another worker appended in between, which is
+seen from where the pieces came to lie, the record is written again whole. A failing disk is tried again with growing
+pauses while the bounded queue holds what comes.
 
 USR1 means: drain what is waiting, close, open. If the open fails the old file stays in use. If the drain was stopped
-inside a record, that record is written whole after the reopening, and what came before it is a torn record. A file that
-ends within a line gets a line end first, so that a torn record never takes the next one with it.
+inside a record, that record is written whole after the reopening, and what came before it is a torn record. A line that
+was torn is ended with a mark first, so that it never takes the next record with it.
 """
 
 import asyncio
@@ -17,6 +18,8 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Executor
+from itertools import chain
 from pathlib import Path
 
 from adcore.background import BackgroundThread
@@ -38,6 +41,9 @@ RETRY_S = (0.05, 0.1, 0.2, 0.5)
 Open = Callable[[Path], int]
 Write = Callable[[int, bytes], int]
 LINE_END = b"\n"
+# Ends a torn line so that it can't be taken for a record, even if nothing but its end was missing: that record is
+# written again, or counted as dropped.
+TORN = b" torn\n"
 
 
 def open_log(path: Path) -> int:
@@ -56,15 +62,15 @@ def ends_within_a_line(path: Path) -> bool:
             file.seek(-1, os.SEEK_END)
             return file.read(1) != LINE_END
     except OSError:
-        return True  # one line end too many does no harm
+        return True  # one mark too many does no harm
 
 
-def others_append(fd: int) -> bool:
-    """Whether somebody has written behind what was written to `fd` last, as other workers do."""
+def place(fd: int) -> int | None:
+    """Where what was written to `fd` last ends; None for a pipe, which has no places."""
     try:
-        return os.lseek(fd, 0, os.SEEK_CUR) < os.fstat(fd).st_size
-    except OSError:  # a pipe, which has no place
-        return False
+        return os.lseek(fd, 0, os.SEEK_CUR)
+    except OSError:
+        return None
 
 
 class LogWriter:
@@ -78,8 +84,9 @@ class LogWriter:
         open: Open = open_log,
         write: Write = os.write,
         before_batch: Callable[[int], None] = lambda fd: None,
+        thread: Executor | None = None,
     ) -> None:
-        """`before_batch` is told the descriptor that the next records go to, in the writer's thread."""
+        """`before_batch` is told the descriptor that the next records go to, in `thread`, the writer's own."""
         self.queue = queue
         self.path = path
         self._before_batch = before_batch
@@ -93,7 +100,7 @@ class LogWriter:
         self._write = write
         self._fd = -1
         self._torn = False
-        self._thread = BackgroundThread("log-writer")
+        self._thread = thread or BackgroundThread("log-writer")
         self._wake = asyncio.Event()
         self._reopen_wanted = False
         self._closing = False
@@ -188,11 +195,7 @@ class LogWriter:
         failures = 0
         while self._offset < len(self._data):
             try:
-                if self._offset and await loop.run_in_executor(self._thread, others_append, self._fd):
-                    # The rest would be torn from what is written: the record is written again, whole.
-                    self._torn = self.queue.form.lines
-                    self._rewind_to_record()
-                count = await loop.run_in_executor(self._thread, self._write_rest)
+                count, joins = await loop.run_in_executor(self._thread, self._write_rest)
             except OSError as error:
                 self._note_failure(error)
                 if self._give_up:
@@ -206,21 +209,44 @@ class LogWriter:
                 if failures:
                     log.warning("the delivery log %s can be written again", self.path)
                     failures = 0
-                self._offset += count
                 self.bytes_written += count
+                if joins:
+                    self._offset += count
+                else:
+                    self._torn = self.queue.form.lines
+                    self._rewind_to_record()
         for kind, lengths, _ in self._taken:
             self.written[kind] += len(lengths)
         self.queue.release(len(self._data))
         self._taken, self._data, self._offset = [], b"", 0
 
-    def _write_rest(self) -> int:
-        """In the thread: how many bytes were written."""
-        if self._offset == 0:
-            self._before_batch(self._fd)
-        if self._torn:
-            self._write(self._fd, LINE_END)
-            self._torn = False
-        return self._write(self._fd, self._data[self._offset :])
+    def _write_rest(self) -> tuple[int, bool]:
+        """In the thread: how many bytes were written, and whether they lie right behind those before."""
+        fd, offset = self._fd, self._offset
+        if offset == 0:
+            self._before_batch(fd)
+        end = self._record_end()
+        if end == offset:
+            if self._torn:
+                self._torn = self._write(fd, TORN) < len(TORN)
+                if self._torn:
+                    return 0, True
+            return self._write(fd, self._data[offset:]), True
+        before = place(fd)
+        if before is not None and before < os.fstat(fd).st_size:
+            return 0, False
+        count = self._write(fd, self._data[offset:end])
+        return count, before is None or place(fd) == before + count
+
+    def _record_end(self) -> int:
+        """Where the record ends that is written in part; `_offset` if there is none."""
+        end = 0
+        if self._offset:
+            for length in chain.from_iterable(batch.lengths for batch in self._taken):
+                if end >= self._offset:
+                    break
+                end += length
+        return end
 
     async def _pause(self, seconds: float) -> None:
         """Wait, or less when a reopening or the end is asked for."""
@@ -263,7 +289,8 @@ class LogWriter:
         rest: list[Batch] = []
         for kind, lengths, data in self._taken:
             whole = size = 0
-            while whole < len(lengths) and start + lengths[whole] <= self._offset:
+            # Behind the record under way there is nothing that was written, however short it is.
+            while not rest and whole < len(lengths) and start + lengths[whole] <= self._offset:
                 start += lengths[whole]
                 size += lengths[whole]
                 whole += 1

@@ -37,11 +37,18 @@ Handler = Callable[[Request], Response]
 Network = IPv4Network | IPv6Network
 
 # A read is parsed in pieces of this size, with a look at the answers after each: of the smallest requests (26 bytes)
-# 78 fit in, so that a peer that sends many at once has at most that many answers beyond OUTPUT_BYTES made for it.
-# Ordinary requests are smaller than a piece.
+# 78 fit in, so that a peer that sends many at once has few more taken apart than are answered. Ordinary requests are
+# smaller than a piece.
 PIECE_BYTES = 2 * 1024
-# Answers made before others get their turn. With an ordinary answer of 700 bytes this is 90 requests, 1 ms.
-OUTPUT_BYTES = 64 * 1024
+# Answers made before others get their turn, and one more. With an ordinary answer of 700 bytes this is 45 requests,
+# half a millisecond.
+OUTPUT_BYTES = 32 * 1024
+# What all peers together may leave waiting: half of a request, or answers that they do not take and requests behind
+# these. One can leave 64 KiB of a body, or 100 KiB of answers and 250 KiB of requests (uvloop reads that much at once).
+# A parsed request with few headers takes REQUEST_BYTES. Past this those are cut that hold most, so that a crowd of
+# them can't take the memory of the rest.
+REQUEST_BYTES = 1024
+HELD_BYTES_MAX = 64 * 1024 * 1024
 # uvloop's own marks. The low one is set with it: set alone, the high one would leave the low at 16 KiB or at 0.
 WRITE_HIGH_BYTES = 64 * 1024
 WRITE_LOW_BYTES = 16 * 1024
@@ -95,7 +102,7 @@ class Statistics:
         self.refused: Counter[int] = Counter()
         """Requests refused by the connection, by status."""
         self.timeouts: Counter[str] = Counter()
-        """Connections ended by the clock: "request" (408), "idle", "write", "linger"."""
+        """Connections ended by the clock: "request" (408), "idle", "write", "linger"; or to make room: "crowded"."""
         self.handler_errors = 0
         """Requests answered 500 because the handler raised."""
 
@@ -126,6 +133,8 @@ class Http1Server:
 
     __slots__ = (
         "_handler_error_logged_wall",
+        "_held",
+        "_held_bytes",
         "all_closed",
         "answers",
         "before_answers",
@@ -168,6 +177,9 @@ class Http1Server:
         self.tails = Tails(int(clock()))
         """The ends of heads for this second."""
         self._handler_error_logged_wall = float("-inf")
+        self._held: dict[Http1Protocol, int] = {}
+        """What waits for whom, in bytes."""
+        self._held_bytes = 0
 
         self.now_wall: float | None = None
         """When this turn's first request was read; None before it."""
@@ -196,6 +208,26 @@ class Http1Server:
             connection.abort()
 
     # For the connections
+
+    def hold(self, connection: "Http1Protocol", size: int) -> None:
+        """Note that `size` bytes wait for this peer now; make room if that is too much."""
+        self._held_bytes += size - self._held.get(connection, 0)
+        self._held[connection] = size
+        if self._held_bytes > HELD_BYTES_MAX:
+            self._make_room()
+
+    def _make_room(self) -> None:
+        """Cut those that hold most, of equal ones the first; a quarter at once, so that there is room for a while."""
+        for connection in sorted(self._held, key=self._held.__getitem__, reverse=True):
+            if self._held_bytes <= HELD_BYTES_MAX * 3 // 4:
+                break
+            self.release(connection)
+            self.statistics.timeouts["crowded"] += 1
+            connection.abort()
+
+    def release(self, connection: "Http1Protocol") -> None:
+        """Nothing waits for it any more."""
+        self._held_bytes -= self._held.pop(connection, 0)
 
     def begin_turn(self) -> float:
         """Look at the clocks, once for all requests of a turn; `now_wall`."""
@@ -286,6 +318,7 @@ class Http1Protocol(asyncio.Protocol):
         "_at_start",
         "_dropped_bytes",
         "_reads_request",
+        "_unanswered",
         "_unread",
         "_write_paused",
     )
@@ -304,8 +337,9 @@ class Http1Protocol(asyncio.Protocol):
         self._at_start = False
         """Whether the next byte begins a request, and nothing stands in the way of answering it."""
         self._reads_request = False
+        self._unanswered: list[Request] = []
         self._unread = b""
-        """Read, and waiting until earlier answers have left. Nothing more is read meanwhile."""
+        """Parsed, and read, and waiting until earlier answers have left. Nothing more is read meanwhile."""
         self._write_paused = False
         self._dropped_bytes = 0
 
@@ -369,16 +403,18 @@ class Http1Protocol(asyncio.Protocol):
         if self._phase is Phase.OPEN:
             self.transport.pause_reading()
             self._set_deadline(self._server.limits.write_s)
+            self._server.hold(self, self.transport.get_write_buffer_size() + self._waiting_bytes)
 
     def resume_writing(self) -> None:
         self._write_paused = False
+        self._server.release(self)
         if self._phase is Phase.OPEN:
             self._wait_for_request()
             self._read_on()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._phase = Phase.CLOSING
-        self._unread = b""
+        self._let_go()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -390,12 +426,16 @@ class Http1Protocol(asyncio.Protocol):
 
     def start_drain(self) -> None:
         """Close soon if nothing is under way; what is under way will see `draining` when it is answered."""
-        if self._phase is Phase.OPEN and not (self._reads_request or self._unread or self._write_paused):
+        if self._phase is Phase.OPEN and not (
+            self._reads_request or self._unanswered or self._unread or self._write_paused
+        ):
             # A deadline that no request has moved: its client may only just have connected.
             is_new = self._deadline_monotonic == self._timer_monotonic
             self._set_deadline(DRAIN_FIRST_REQUEST_S if is_new else DRAIN_IDLE_S)
 
     def abort(self) -> None:
+        self._phase = Phase.CLOSING
+        self._at_start = False
         self.transport.abort()
 
     # Answering
@@ -411,55 +451,63 @@ class Http1Protocol(asyncio.Protocol):
             self._close()
 
     def _receive(self, data: bytes) -> None:
-        """Parse and answer `data`, or as much of it as may be answered now."""
+        """Parse and answer `data`, or as much of it as may be answered now, after what waited."""
         self._at_start = False
         out: list[bytes] = []
-        if len(data) <= PIECE_BYTES:
-            end = self._answer(data, out)
-        else:
-            end = None
-            for start in range(0, len(data), PIECE_BYTES):
-                end = self._answer(data[start : start + PIECE_BYTES], out)
-                rest = data[start + PIECE_BYTES :]
-                if end is not None:
-                    if rest:
-                        end = Phase.LINGERING
-                    break
-                if rest and sum(map(len, out)) > OUTPUT_BYTES:
-                    self._unread = rest
-                    break
+        end = self._answer(out) if self._unanswered else None
+        while data and end is None and not self._unanswered:
+            self._unanswered = self._parser.feed(data[:PIECE_BYTES])
+            data = data[PIECE_BYTES:]
+            end = self._answer(out)
+            if sum(map(len, out)) > OUTPUT_BYTES:
+                break
+        if end is None:
+            self._unread = data
+        elif data:
+            end = Phase.LINGERING
         if out:
             self._write(out)
+            if self._phase is not Phase.OPEN:  # cut, because it takes nothing
+                return
         if end is Phase.LINGERING:
             self._linger()
         elif end is Phase.CLOSING:
             self._close()
-        elif self._unread:
+        elif self._unread or self._unanswered:
             self.transport.pause_reading()
             if not self._write_paused:
+                self._server.hold(self, self._waiting_bytes)
                 self._loop.call_soon(self._read_on)
         elif not self._write_paused and (out or self._parser.begun):
             self._wait_for_request()
         elif not self._write_paused:
-            self._at_start = True
+            self._at_start = not self._parser.is_within_line_end
 
-    def _answer(self, data: bytes, out: list[bytes]) -> Phase | None:
-        """Put the answers to the requests that `data` completes into `out`; how the connection ends after them."""
+    def _answer(self, out: list[bytes]) -> Phase | None:
+        """Put the answers to what is parsed into `out`, as many as may be made now; how the connection ends after them.
+
+        Then `_unanswered` is empty, unless some have to wait.
+        """
         parser = self._parser
-        requests = parser.feed(data)
+        requests, self._unanswered = self._unanswered, []
         if requests:
             self._reads_request = False
             server = self._server
-            for request in requests:
+            size = sum(map(len, out))
+            for position, request in enumerate(requests, 1):
                 request.time = server.begin_turn()
                 try:
                     response = server.handler(request)
                 except Exception:
                     response = server.on_handler_error(request, request.time)
-                is_last = request is requests[-1]
+                is_last = position == len(requests)
                 if self._encode(request, response, is_last, out) is not None:
                     more_came = not is_last or parser.begun or parser.surplus or parser.refusal is not None
                     return Phase.LINGERING if more_came else Phase.CLOSING
+                size += len(response.head) + len(response.body)
+                if size > OUTPUT_BYTES and not is_last:
+                    self._unanswered = requests[position:]
+                    return None
         if parser.refusal is not None:
             self._encode_refusal(parser.refusal, out)
             return Phase.LINGERING
@@ -485,7 +533,7 @@ class Http1Protocol(asyncio.Protocol):
             return
         data, self._unread = self._unread, b""
         self.transport.resume_reading()
-        if data:
+        if data or self._unanswered:
             self._receive(data)
 
     def _refuse(self, refusal: Refusal) -> None:
@@ -512,9 +560,11 @@ class Http1Protocol(asyncio.Protocol):
     def _linger(self) -> None:
         """Say that nothing more will come, and drop what the peer still sends until it has seen that."""
         self._server.end_turn()
+        if self._phase is not Phase.OPEN:  # cut, because of what it did not take
+            return
         self._phase = Phase.LINGERING
         self._at_start = False
-        self._unread = b""
+        self._let_go()
         self.transport.write_eof()
         self.transport.resume_reading()
         self._set_deadline(self._server.limits.linger_s)
@@ -523,9 +573,19 @@ class Http1Protocol(asyncio.Protocol):
         self._server.end_turn()
         self._phase = Phase.CLOSING
         self._at_start = False
-        self._unread = b""
+        self._let_go()
         self.transport.close()
         self._set_deadline(self._server.limits.write_s)
+
+    @property
+    def _waiting_bytes(self) -> int:
+        return len(self._unread) + len(self._unanswered) * REQUEST_BYTES
+
+    def _let_go(self) -> None:
+        """Nothing that waits will be answered."""
+        self._unanswered = []
+        self._unread = b""
+        self._server.release(self)
 
     # Timers
 
@@ -533,12 +593,15 @@ class Http1Protocol(asyncio.Protocol):
         """Wait for the next request, or for the rest of one."""
         limits = self._server.limits
         if not self._parser.begun:
-            self._at_start = not self._write_paused
+            self._server.release(self)
+            self._at_start = not (self._write_paused or self._parser.is_within_line_end)
             self._reads_request = False
             self._set_deadline(limits.idle_s)
-        elif not self._reads_request:
-            self._reads_request = True
-            self._set_deadline(limits.request_s)
+        else:
+            self._server.hold(self, self._parser.received_bytes)
+            if not self._reads_request:
+                self._reads_request = True
+                self._set_deadline(limits.request_s)
 
     def _set_deadline(self, delay_s: float) -> None:
         """Only a deadline before the timer's touches the timer; a later one is seen when that goes off."""

@@ -215,10 +215,16 @@ class RequestParser:
             self._received_bytes = 0
         elif self.refusal is None:
             self._check_received()
-        if self._request is not None or (requests and not self.begun):
+        if self._request is not None:
             self._raw = b""
             self._line_end = 0
-            self._follows_body = self._request is not None
+            self._follows_body = True
+        elif requests and not self.begun:
+            # A CR here is half of an empty line's end, unless it is the last byte of a body.
+            is_half = self._raw.endswith(b"\r")
+            self._raw = b"\r" if is_half and not self._follows_body else b""
+            self._line_end = 0
+            self._follows_body &= is_half
         elif requests:
             self._raw = self._raw[self._line_end if self._follows_body else self._request_start() :]
             self._line_end = 0
@@ -227,6 +233,16 @@ class RequestParser:
     def close(self) -> None:
         """Let go of httptools' parser, which holds this one in a circle."""
         self._parser = None
+
+    @property
+    def received_bytes(self) -> int:
+        """Of the request being read; what is kept of it is less."""
+        return self._received_bytes
+
+    @property
+    def is_within_line_end(self) -> bool:
+        """Whether the LF of an empty line is still to come."""
+        return not self.begun and self._raw.endswith(b"\r")
 
     @property
     def reads_head_request(self) -> bool:

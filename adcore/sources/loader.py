@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -24,6 +24,7 @@ import msgspec
 
 from adcore.errors import AdcoreError
 from adcore.sources import open_store
+from adcore.sources.archive import TableArchive
 from adcore.sources.lastgood import LastGood
 from adcore.sources.reader import Answer, Ask, Note, Reader
 
@@ -46,6 +47,9 @@ class Sources(msgspec.Struct, frozen=True):
     owner: str
     """Of the lock in memcached."""
     last_good: str
+    archive: str
+    archive_days: float
+    archive_bytes: int
 
 
 # Instead of an Ask: keep the rows of the last offer.
@@ -167,7 +171,8 @@ def main() -> None:
         from adcore.sources.snapshot import Snapshot
 
         snapshot = Snapshot(sources.memcached, sources.memcached_prefix, sources.owner)
-    reader = Reader(open_store(sources.source), snapshot, LastGood(Path(sources.last_good)))
+    archive = TableArchive(Path(sources.archive), days=sources.archive_days, bytes_max=sources.archive_bytes)
+    reader = Reader(open_store(sources.source), snapshot, LastGood(Path(sources.last_good)), archive)
     while True:
         frame = asked.get()
         if frame == KEEP:
@@ -176,7 +181,8 @@ def main() -> None:
         ask = msgspec.msgpack.decode(frame, type=Ask)
         if ask.compared is not None and not gives_way:
             # Without a table there are no requests to give way to.
-            os.nice(NICENESS)
+            with suppress(PermissionError):  # a sandbox may forbid it, and tables come all the same
+                os.nice(NICENESS)
             gives_way = True
         answer, parts = reader.look(ask)
         _write(outgoing, _encode(answer), *parts)

@@ -10,16 +10,17 @@ nothing of earlier looks but the rows that are to be kept on disk; whoever asks 
 
 import time
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from adcore.core.adtable import AdTable, Steps, change_table
-from adcore.core.inventory import Campaign, Inventory, Placement, Problem, check_inventory
+from adcore.core.adtable import AdTable, Steps, change_table, check_document
+from adcore.core.inventory import Campaign, Inventory, Placement, Problem
 from adcore.errors import SourceError
 from adcore.sources import Revision, Rows, Source
+from adcore.sources.archive import TableArchive
 from adcore.sources.codec import encode_rows
 from adcore.sources.lastgood import LastGood
 
@@ -53,7 +54,7 @@ class Ask(msgspec.Struct, frozen=True):
 
 
 class Note(msgspec.Struct, frozen=True):
-    """How a source (store, snapshot or disk) did: an error, or None when it answered."""
+    """How a source (store, snapshot, disk or archive) did: an error, or None when it answered."""
 
     source: str
     error: str | None
@@ -76,6 +77,8 @@ class Offer(msgspec.Struct, frozen=True):
 
 class Answer(msgspec.Struct, frozen=True):
     notes: tuple[Note, ...]
+    asked_monotonic: float
+    """When the look began: what a slow source answers may be as old as that. Processes of a host share this clock."""
     fresh: bool
     """The store was asked and has nothing newer."""
     offer: Offer | None = None
@@ -87,10 +90,22 @@ class Answer(msgspec.Struct, frozen=True):
 class Reader:
     """Looks at a source, and at the snapshot in memcached if there is one. Its calls belong in one thread."""
 
-    def __init__(self, source: Source, snapshot: "Snapshot | None", last_good: LastGood) -> None:
+    def __init__(
+        self,
+        source: Source,
+        snapshot: "Snapshot | None",
+        last_good: LastGood,
+        archive: TableArchive | None = None,
+        *,
+        clock_monotonic: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
         self._source = source
         self._snapshot = snapshot
         self._last_good = last_good
+        self._archive = archive
+        self._clock = clock_monotonic
+        self._sleep = sleep
         self._notes: list[Note] = []
         self._fresh = False
         self._to_keep: Rows | None = None
@@ -100,17 +115,21 @@ class Reader:
         self._notes = []
         self._to_keep = None
         self._fresh = False
+        self._keep_served(ask.compared)
+        asked_monotonic = self._clock()
         found = self._look(ask.served)
         if found is None:
-            return Answer(tuple(self._notes), self._fresh), []
+            return Answer(tuple(self._notes), asked_monotonic, self._fresh), []
         rows, origin = found
-        inventory, problems = check_inventory(rows.document)
+        inventory, problems = check_document(rows.document)
         digest, why = _doubt(rows, inventory, ask)
         if why is not None:
-            return Answer(tuple(self._notes), False, None, digest, why), []
+            return Answer(tuple(self._notes), asked_monotonic, False, None, digest, why), []
         self._to_keep = rows
+        # Before anything is decided on it: a server that is killed in between has kept what its log speaks of.
+        self._keep_for_replay(rows)
         offer, parts = _compare(rows.revision, origin, inventory, problems, ask.known)
-        return Answer(tuple(self._notes), False, offer), parts
+        return Answer(tuple(self._notes), asked_monotonic, False, offer), parts
 
     def keep(self) -> list[Note]:
         """Keep on disk the rows of the last offer, which was taken."""
@@ -128,6 +147,32 @@ class Reader:
         for source in (self._source, self._snapshot):
             if source is not None:
                 source.close()
+
+    def _keep_served(self, served: Revision | None) -> None:
+        """What is served stays in the archive; what is not there (it was cleared, or is new) comes from the disk."""
+        if self._archive is None or served is None:
+            return
+        try:
+            is_there = self._archive.note_served(served)
+            if is_there:
+                self._note("archive")
+            if is_there is not False:
+                return
+            kept = self._last_good.load()
+        except SourceError as error:
+            self._note("archive", error)
+            return
+        if kept is not None and kept[0].revision[:2] == served[:2]:
+            self._keep_for_replay(kept[0])
+
+    def _keep_for_replay(self, rows: Rows) -> None:
+        if self._archive is None:
+            return
+        try:
+            self._archive.keep(rows)
+            self._note("archive")
+        except SourceError as error:
+            self._note("archive", error)
 
     def _look(self, served: Revision | None) -> tuple[Rows, str] | None:
         """New rows, if there are any, and where they are from."""
@@ -147,7 +192,7 @@ class Reader:
         locked = False
         snapshot = self._snapshot
         if snapshot is not None:
-            deadline_monotonic = time.monotonic() + LOCK_WAIT_S
+            deadline_monotonic = self._clock() + LOCK_WAIT_S
             try:
                 while True:
                     there = snapshot.revision()
@@ -158,9 +203,9 @@ class Reader:
                             return rows, "snapshot"
                     locked = snapshot.lock()
                     self._note("snapshot")
-                    if locked or time.monotonic() > deadline_monotonic:
+                    if locked or self._clock() >= deadline_monotonic:
                         break
-                    time.sleep(LOCK_POLL_S)
+                    self._sleep(LOCK_POLL_S)
             except SourceError as error:
                 self._note("snapshot", error)
         try:
@@ -220,7 +265,9 @@ def apply_offer(offer: Offer, parts: Sequence[bytes], before: AdTable) -> Steps[
         else:
             campaigns.append(_decode_campaign(next(following)))
         yield
-    return (yield from change_table(before, offer.revision.number, offer.placements, campaigns, tuple(problems)))
+    revision = offer.revision
+    tables = offer.placements, campaigns, tuple(problems)
+    return (yield from change_table(before, revision.number, *tables, revision.generation))
 
 
 def _digest(encoded: bytes) -> bytes:

@@ -13,6 +13,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
+from concurrent.futures import Executor
 from typing import Protocol, TypeVar
 
 from adcore.background import BackgroundThread
@@ -78,7 +79,8 @@ class Refresher:
     """Keeps the table fresh.
 
     `use` takes a new table over, step by step, the last of which swaps it in. `labels` are the names of the sources for
-    people, by what a Note calls them. `uniform` gives a random number in [0, 1).
+    people, by what a Note calls them. `uniform` gives a random number in [0, 1). Calls of the looker are made in
+    `thread`, its own.
     """
 
     def __init__(
@@ -91,6 +93,9 @@ class Refresher:
         interval_s: float,
         uniform: Callable[[], float],
         clock_wall: Callable[[], float] = time.time,
+        clock_monotonic: Callable[[], float] = time.monotonic,
+        clock_slice: Callable[[], float] = time.perf_counter,
+        thread: Executor | None = None,
     ) -> None:
         self.interval_s = interval_s
         self._looker = looker
@@ -98,7 +103,9 @@ class Refresher:
         self._use = use
         self._uniform = uniform
         self._clock = clock_wall
-        self._thread = BackgroundThread("refresh")
+        self._clock_monotonic = clock_monotonic
+        self._clock_slice = clock_slice
+        self._thread = thread or BackgroundThread("refresh")
         self._wanted = asyncio.Event()
         self._first_look: asyncio.Task[None] | None = None
         self._reload = False
@@ -110,8 +117,8 @@ class Refresher:
         """What the table in use was made of."""
         self._refused = b""
         self.refused: str | None = None
-        self.table_wall: float | None = None
-        """When the table was last known to be what the source has."""
+        self.table_monotonic: float | None = None
+        """When the source was last asked and had nothing newer than the table."""
         self.looks = 0
         """How often it has looked whether there is something new."""
         self.loads: Counter[str] = Counter()
@@ -124,7 +131,8 @@ class Refresher:
         if kept is None:
             await self._refresh()
             return self._served is not None
-        self._table, self._known, self._served, self.table_wall = kept
+        self._table, self._known, self._served, kept_wall = kept
+        self.table_monotonic = self._clock_monotonic() - max(0.0, self._clock() - kept_wall)
         finish(self._use(self._table))
         self.loads["disk"] += 1
         # The listener is not open yet, so the loop has nothing better to do; but the sources may be far away.
@@ -162,7 +170,7 @@ class Refresher:
             "looks": self.looks,
             "loads": dict(self.loads),
             "refused": self.refused,
-            "age_s": None if self.table_wall is None else max(0.0, self._clock() - self.table_wall),
+            "age_s": None if self.table_monotonic is None else self._clock_monotonic() - self.table_monotonic,
         }
 
     async def _in_thread(self, function: Callable[[], R]) -> R:
@@ -182,12 +190,13 @@ class Refresher:
             answer, parts = await self._in_thread(lambda: self._looker.look(ask))
             self._note(answer.notes)
             if answer.fresh:
-                self.table_wall = self._clock()
+                self.table_monotonic = answer.asked_monotonic
             if answer.why is not None:
                 log.warning("%s", answer.why)
                 self._refused, self.refused = answer.refused, answer.why
             if answer.offer is not None:
                 await self._take(answer.offer, parts)
+                self.table_monotonic = answer.asked_monotonic
                 self._note(await self._in_thread(self._looker.keep))
         except LoaderError as error:
             log.error("%s", error)
@@ -204,7 +213,6 @@ class Refresher:
         before, self._table = self._table, table
         self._known, self._served = offer.known, offer.revision
         self._refused, self.refused = b"", None
-        self.table_wall = self._clock()
         self.loads[offer.origin] += 1
         leftovers = let_go(before, table)
         del before
@@ -214,7 +222,7 @@ class Refresher:
         """Do the steps between the requests; all at once when there is no table yet to answer them with."""
         if self._served is None:
             return finish(steps)
-        clock = time.perf_counter
+        clock = self._clock_slice
         while True:
             end = clock() + SLICE_S
             try:
@@ -243,5 +251,5 @@ class Refresher:
             return None
         self.healths["disk"].note_ok(self._clock())
         rows, kept_wall = kept
-        table = build_table(rows.document, revision=rows.revision.number)
+        table = build_table(rows.document, revision=rows.revision.number, generation=rows.revision.generation)
         return table, digests(table.campaigns.values()), rows.revision, kept_wall

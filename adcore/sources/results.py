@@ -29,6 +29,9 @@ RESULT_NUMBERS = ("impressions", "views", "clicks", "ivt")
 IMPRESSIONS, VIEWS, CLICKS, IVT = range(4)
 UNFILLED_KEYS = ("hour", "placement", "reason")
 UNFILLED_NUMBERS = ("requests", "ivt")
+RefusalKey = tuple[str, str, str, str]
+"""Day, campaign, placement, reason."""
+REFUSAL_KEYS = ("day", "campaign", "placement", "reason")
 
 # Values in one IN (...); SQLite takes 32,766, and MySQL's parser likes short statements.
 IN_MAX = 500
@@ -58,6 +61,8 @@ class Tally:
         self.results: dict[ResultKey, list[int]] = {}
         self.unfilled: dict[UnfilledKey, list[int]] = {}
         self.events: list[Event] = []
+        self.refusals: dict[RefusalKey, int] = {}
+        """Requests for which a campaign was not shown."""
 
 
 class Progress(NamedTuple):
@@ -92,6 +97,7 @@ def add_tally(
         _add(db, "results", RESULT_KEYS, RESULT_NUMBERS, results.items())
         _add(db, "unfilled", UNFILLED_KEYS, UNFILLED_NUMBERS, tally.unfilled.items())
         _add(db, "delivered", ("campaign", "day"), ("impressions", "clicks"), _delivered(results, calendar).items())
+        _add(db, "refusals", REFUSAL_KEYS, ("requests",), [(key, [count]) for key, count in tally.refusals.items()])
         _prune_events(db, now, max(PRUNE_MIN, 2 * len(fresh)))
     return len(tally.events) - len(fresh)
 
@@ -218,17 +224,18 @@ def read_unfilled(db: Dialect, keys: Sequence[str], span: Span = ALWAYS) -> list
     return _sums(db, "unfilled", keys, UNFILLED_NUMBERS, span, {})
 
 
-def read_refusals(db: Dialect, campaign: str, first_day: str, last_day: str) -> list[tuple[str, int]]:
-    """Why a campaign was not shown, and in how many requests, the most frequent first; empty when nobody has said."""
-    if not db.has_table("refusals"):
-        return []
+def read_refusals(db: Dialect, campaign: str, first_day: str = "", last_day: str = "9999-12-31") -> dict[str, int]:
+    """Why a campaign was not shown where it could have been: requests by reason, the most frequent first.
+
+    Days are local dates, both included.
+    """
     mark = db.placeholder
     rows = db.query(
         f"SELECT reason, SUM(requests) AS requests FROM refusals WHERE campaign = {mark} AND day >= {mark} "
-        f"AND day <= {mark} GROUP BY reason ORDER BY SUM(requests) DESC, reason",
+        f"AND day <= {mark} GROUP BY reason ORDER BY requests DESC, reason",
         (campaign, first_day, last_day),
     )
-    return [(row["reason"], int(row["requests"])) for row in rows]
+    return {row["reason"]: int(row["requests"]) for row in rows}
 
 
 def _sums(

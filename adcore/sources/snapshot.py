@@ -18,8 +18,10 @@ from adcore.errors import SourceError
 from adcore.sources import Revision, Rows
 from adcore.sources.codec import decode_rows, encode_rows
 
-CONNECT_TIMEOUT_S = 1.0
-TIMEOUT_S = 3.0
+# A memcached that is there answers in a millisecond. One that hangs must not keep a change from being served: after
+# this the store is read. (pymemcache waits so long for each piece of an answer.)
+CONNECT_TIMEOUT_S = 0.5
+TIMEOUT_S = 0.5
 # memcached's default limit for an item is 1 MiB with its key and header.
 CHUNK_BYTES = 1_000_000
 # 512 MiB of rows; a head that claims more is not ours.
@@ -100,8 +102,13 @@ class Snapshot:
 
     def lock(self) -> bool:
         """Whether this process may rebuild now; it may for LOCK_S seconds, or until `unlock`."""
+        key = self._prefix + "lock"
         with self._naming_errors():
-            return bool(self._client.add(self._prefix + "lock", self._owner, expire=LOCK_S))
+            if self._client.add(key, self._owner, expire=LOCK_S):
+                return True
+            # Ours all the same: a memcached that hung has taken it when nobody waited for its answer any more, or the
+            # process before this one was killed.
+            return bool(self._client.get(key) == self._owner)
 
     def unlock(self) -> None:
         with self._naming_errors():

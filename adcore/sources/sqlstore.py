@@ -15,19 +15,20 @@ from typing import Any, Protocol
 import msgspec
 
 from adcore.core.inventory import Inventory, to_document
+from adcore.core.learned import Learned, read_learned
 from adcore.errors import SourceError
 from adcore.sources import Revision, Rows
 
 Row = Mapping[str, Any]
 
 _LIMITS = ("goal_impressions", "goal_clicks", "daily_cap_impressions", "daily_cap_clicks")
-_COLUMNS = {
+COLUMNS = {
     "advertisers": ("name",),
     "placements": ("id", "position", "width", "height", "formats"),
     "campaigns": (
         *("id", "position", "name", "advertiser", "priority", "weight", "status", "starts_at", "ends_at"),
         *_LIMITS,
-        *("pacing", "frequency_cap_impressions", "frequency_cap_seconds", "targeting"),
+        *("pacing", "frequency_cap_impressions", "frequency_cap_seconds", "targeting", "optimize_for"),
     ),
     "creatives": (
         *("id", "campaign", "position", "width", "height", "format", "weight", "image_url", "alt", "html"),
@@ -146,23 +147,40 @@ def _read_rows(db: Dialect) -> Rows:
     creatives = db.query("SELECT * FROM creatives ORDER BY position, id")
     of_campaign: dict[str, list[dict[str, Any]]] = {}
     for row in creatives:
-        of_campaign.setdefault(row["campaign"], []).append(_creative_object(row))
-    objects = [_campaign_object(row, of_campaign.pop(row["id"], [])) for row in campaigns]
+        of_campaign.setdefault(row["campaign"], []).append(creative_object(row))
+    objects = [campaign_object(row, of_campaign.pop(row["id"], [])) for row in campaigns]
     # A creative without its campaign (foreign keys switched off) is named as part of a campaign that is not there.
     objects += [{"id": campaign, "creatives": orphans} for campaign, orphans in of_campaign.items()]
-    document = {"placements": [_placement_object(row) for row in placements], "campaigns": objects}
+    document: dict[str, Any] = {"placements": [placement_object(row) for row in placements], "campaigns": objects}
+    learned = _learned_object(db)
+    if any(learned.values()):
+        document["learned"] = learned
     return Rows(revision, document)
+
+
+def read_learned_rows(db: Dialect) -> Learned:
+    """What was learned, without the rows that are bad."""
+    return read_learned({"learned": _learned_object(db)})[0]
+
+
+def _learned_object(db: Dialect) -> dict[str, dict[str, Any]]:
+    traffic = db.query("SELECT * FROM placement_traffic ORDER BY placement")
+    creatives = db.query("SELECT * FROM creative_results ORDER BY creative")
+    return {
+        "traffic": {row["placement"]: _from_json(row["requests"]) for row in traffic},
+        "creatives": {row["creative"]: [row["shown"], row["clicks"]] for row in creatives},
+    }
 
 
 def write_inventory(db: Dialect, choose: Callable[[Rows], Inventory]) -> Revision:
     """Make the tables equal to the inventory chosen, touching only rows that differ; confirm the new revision."""
     with db.writing():
-        wanted = _wanted_rows(to_document(choose(_read_rows(db))))
+        wanted = wanted_rows(to_document(choose(_read_rows(db))))
         stored = {
             table: {
                 row[_KEY[table]]: tuple(row[column] for column in columns) for row in db.query(f"SELECT * FROM {table}")
             }
-            for table, columns in _COLUMNS.items()
+            for table, columns in COLUMNS.items()
         }
         for table in _ORDER:
             _put_rows(db, table, wanted[table], stored[table])
@@ -177,7 +195,7 @@ def write_inventory(db: Dialect, choose: Callable[[Rows], Inventory]) -> Revisio
 def _put_rows(
     db: Dialect, table: str, wanted: Mapping[str, tuple[Any, ...]], stored: Mapping[str, tuple[Any, ...]]
 ) -> None:
-    columns, key, mark = _COLUMNS[table], _KEY[table], db.placeholder
+    columns, key, mark = COLUMNS[table], _KEY[table], db.placeholder
     for name, values in wanted.items():
         if name not in stored:
             marks = ", ".join([mark] * len(columns))
@@ -187,8 +205,8 @@ def _put_rows(
             db.execute(f"UPDATE {table} SET {sets} WHERE {key} = {mark}", (*values, name))
 
 
-def _wanted_rows(document: dict[str, Any]) -> dict[str, dict[str, tuple[Any, ...]]]:
-    """{table: {key: values of its columns}} of a valid document."""
+def wanted_rows(document: dict[str, Any]) -> dict[str, dict[str, tuple[Any, ...]]]:
+    """{table: {key: values of its columns, in the order of COLUMNS}} of a valid document."""
     rows: dict[str, dict[str, tuple[Any, ...]]] = {table: {} for table in _ORDER}
     for position, placement in enumerate(document["placements"]):
         rows["placements"][placement["id"]] = _values(
@@ -197,6 +215,7 @@ def _wanted_rows(document: dict[str, Any]) -> dict[str, dict[str, tuple[Any, ...
     for position, campaign in enumerate(document["campaigns"]):
         rows["advertisers"][campaign["advertiser"]] = (campaign["advertiser"],)
         flat = {**campaign, "position": position, "targeting": _to_json(campaign["targeting"])}
+        flat["optimize_for"] = campaign["optimize"]  # which alone is a word of MySQL's
         for group in ("goal", "daily_cap", "frequency_cap"):
             for name, value in (campaign[group] or {}).items():
                 flat[f"{group}_{name}"] = value
@@ -218,20 +237,21 @@ def _wanted_rows(document: dict[str, Any]) -> dict[str, dict[str, tuple[Any, ...
 
 
 def _values(table: str, fields: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(fields.get(column) for column in _COLUMNS[table])
+    return tuple(fields.get(column) for column in COLUMNS[table])
 
 
-def _placement_object(row: Row) -> dict[str, Any]:
+def placement_object(row: Row) -> dict[str, Any]:
     placement = {"id": row["id"], "width": row["width"], "height": row["height"]}
     if row["formats"] is not None:
         placement["formats"] = _from_json(row["formats"])
     return placement
 
 
-def _campaign_object(row: Row, creatives: list[dict[str, Any]]) -> dict[str, Any]:
+def campaign_object(row: Row, creatives: list[dict[str, Any]]) -> dict[str, Any]:
     names = ("id", "name", "advertiser", "priority", "weight", "status", "starts_at", "ends_at", "pacing")
     return {
         **{name: row[name] for name in names},
+        "optimize": row["optimize_for"],
         "goal": _group(row, "goal", ("impressions", "clicks")),
         "daily_cap": _group(row, "daily_cap", ("impressions", "clicks")),
         "frequency_cap": _group(row, "frequency_cap", ("impressions", "seconds")),
@@ -240,7 +260,7 @@ def _campaign_object(row: Row, creatives: list[dict[str, Any]]) -> dict[str, Any
     }
 
 
-def _creative_object(row: Row) -> dict[str, Any]:
+def creative_object(row: Row) -> dict[str, Any]:
     return {
         "id": row["id"],
         "placement_size": [row["width"], row["height"]],

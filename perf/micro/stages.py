@@ -26,9 +26,10 @@ from adcore.counters import Counters
 from adcore.delivery import Delivery
 from adcore.deliverylog.queue import RecordQueue
 from adcore.deliverylog.reader import read_records
-from adcore.deliverylog.record import AD_FIELDS, FORMS, VISITOR_FIELDS, Impression
+from adcore.deliverylog.record import AD_FIELDS, FORMS, TABLE_FIELDS, VISITOR_FIELDS, Impression
 from adcore.deliverylog.spool import Spool
 from adcore.deliverylog.writer import LogWriter
+from adcore.followed import Followed
 from adcore.handlers import Handlers
 from adcore.http1.plain import PlainReader
 from adcore.http1.protocol import Http1Server, Limits
@@ -89,7 +90,8 @@ class Parts:
         self.clock = clock
         self.calendar = Calendar(config.time_zone)
         self.moment = self.calendar.moment(clock())
-        self.state = State(Counters(self.calendar), config.click_window)
+        clicks, views = (Followed.in_memory(config.click_window) for _ in range(2))
+        self.state = State(Counters(self.calendar), clicks, views)
         self.table = build_table(document(CANDIDATES, frequency_cap=frequency_cap), revision=1)
         assert not self.table.rejected
         self.state.use(self.table, self.moment)
@@ -208,7 +210,7 @@ def record(parts: Parts) -> Stage:
     values, impression_id = msgspec.structs.asdict(sample), sample.id.encode()
     shared = [
         form.fields({name: values[name] for name in names})
-        for names in (["revision"], AD_FIELDS, VISITOR_FIELDS, ["ip"], ["user"])
+        for names in (TABLE_FIELDS, AD_FIELDS, VISITOR_FIELDS, ["ip"], ["user"])
     ]
 
     of_table, of_ad, of_visitor, ip, user = shared

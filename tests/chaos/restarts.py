@@ -7,18 +7,15 @@ once. Every third time it is one worker that is ended by hand; otherwise HUP rol
 import argparse
 import os
 import signal
-import socket
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tests.load import WRONG, Load, read_log
-from tests.process import Adcore, serving, wait_for
+from tests.process import KINDS, Adcore, serving_over, wait_for
 
-KINDS = ("unix", "tcp", "fd")
 WORKERS = 2
 
 
@@ -28,22 +25,9 @@ class Outcome(NamedTuple):
     problems: list[str]
 
 
-@contextmanager
-def server_on(kind: str, folder: Path) -> Iterator[Adcore]:
+def server_on(kind: str, folder: Path, *more: str, **variables: Any) -> AbstractContextManager[Adcore]:
     """A server with several workers that listens on a socket of this kind."""
-    args = ["--workers", str(WORKERS), "--graceful-timeout", "20"]
-    if kind == "unix":
-        with serving(folder, *args) as server:
-            yield server
-        return
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        address = f"127.0.0.1:{sock.getsockname()[1]}"
-        if kind == "fd":
-            with serving(folder, *args, "--fd", str(sock.fileno()), pass_fds=(sock.fileno(),), address=address) as s:
-                yield s
-            return
-    with serving(folder, *args, "--port", address.rpartition(":")[2], address=address) as server:
-        yield server
+    return serving_over(kind, folder, "--workers", str(WORKERS), "--graceful-timeout", "20", *more, **variables)
 
 
 def pids(server: Adcore) -> dict[int, int]:

@@ -9,6 +9,8 @@ adcore.socket made. Then
   configuration is right again the worker comes back by itself;
 - a rollover that never has fewer workers than before: a further instance is started before an old one is stopped;
 - a reload of each;
+- a change of the inventory, which both take over, and a look at what their control listeners say;
+- logrotate with tools/logrotate/adcore, again and again;
 - a worker whose loop no longer turns: the watchdog has it killed and started again;
 - a worker that is killed.
 
@@ -30,10 +32,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.load import Load, read_log
-from tests.process import ROOT, ask, wait_for
+from tests.process import ROOT, Answer, ask, wait_for
 
-PACKAGES = "systemd,systemd-sysv,dbus,python3,python3-venv"
+PACKAGES = "systemd,systemd-sysv,dbus,python3,python3-venv,logrotate"
 UNITS = ("adcore.socket", "adcore.target", "adcore@.service")
+WORKERS = (1, 2)
+STORE = "sqlite:///var/lib/adcore/adcore.db"
+ROTATIONS = 5
 KILLS = 5
 WATCHED_S = 120.0  # a stopped loop is killed only after WatchdogSec= and TimeoutStopSec=
 
@@ -73,6 +78,16 @@ class Host:
     def show(self, unit: str, name: str) -> str:
         return self.systemctl("show", "--value", f"--property={name}", unit)
 
+    def adctl(self, *args: str) -> str:
+        done = self.run("runuser", "-u", "adcore", "--", "/opt/adcore/venv/bin/adctl", *args)
+        assert done.returncode == 0, f"adctl {' '.join(args)}: {done.stderr}"
+        return done.stdout
+
+    def control(self, worker: int, target: str) -> Answer:
+        answer = ask(f"unix:/proc/{self.leader}/root/run/adcore/{worker}/control.sock", target)
+        assert answer.status == 200, f"{target} of worker {worker}: {answer}"
+        return answer
+
     def answers(self) -> bool:
         try:
             return ask(self.address, "/ping").status == 200
@@ -111,6 +126,7 @@ def install(root: Path) -> None:
         shutil.copy(ROOT / "systemd" / name, root / "etc/systemd/system" / name)
     (root / "etc/sysusers.d").mkdir(exist_ok=True)
     shutil.copy(ROOT / "systemd/sysusers.d/adcore.conf", root / "etc/sysusers.d/adcore.conf")
+    shutil.copy(ROOT / "tools/logrotate/adcore", root / "etc/logrotate.d/adcore")
     (root / "etc/adcore").mkdir(exist_ok=True)
     shutil.rmtree(root / "var/lib/adcore", ignore_errors=True)
     configure(root, "refresh = 2\n")
@@ -170,7 +186,7 @@ def one_more_before_one_less(host: Host, load: Load) -> None:
 
 
 def reloads(host: Host, load: Load) -> None:
-    for worker in (1, 2):
+    for worker in WORKERS:
         pid = host.show(f"adcore@{worker}", "MainPID")
         host.systemctl("reload", f"adcore@{worker}")
         load.wait_for(50)
@@ -178,9 +194,41 @@ def reloads(host: Host, load: Load) -> None:
         assert host.show(f"adcore@{worker}", "MainPID") == pid
 
 
+def a_change_of_the_inventory(host: Host) -> None:
+    def revisions() -> list[int]:
+        return [host.control(worker, "/status").json()["table"]["revision"] for worker in WORKERS]
+
+    before = revisions()
+    inventory = json.loads(host.adctl("export", "--source", STORE))
+    inventory["campaigns"][0]["name"] += " (changed)"
+    (host.root / "etc/adcore/inventory.json").write_text(json.dumps(inventory))
+    host.adctl("apply", "--source", STORE, "/etc/adcore/inventory.json")
+    wait_for(
+        lambda: min(revisions()) > max(before), lambda: host.run("journalctl", "-u", "adcore@1", "-n", "20").stdout
+    )
+
+
+def a_look_inside(host: Host) -> None:
+    for worker in WORKERS:
+        assert b"adcore_build_info" in host.control(worker, "/metrics").body
+        assert b"Http1Protocol.data_received" in host.control(worker, "/profile?seconds=3").body
+
+
+def rotations(host: Host, load: Load) -> None:
+    def reopens() -> list[int]:
+        return [host.control(worker, "/status").json()["log"]["reopens"] for worker in WORKERS]
+
+    for _ in range(ROTATIONS):
+        before = reopens()
+        load.wait_for(200)
+        rotated = host.run("logrotate", "--force", "/etc/logrotate.d/adcore")
+        assert rotated.returncode == 0, rotated.stderr
+        wait_for(lambda: all(now > then for now, then in zip(reopens(), before, strict=True)))  # noqa: B023
+
+
 def a_loop_that_hangs(host: Host) -> None:
     pid = host.show("adcore@2", "MainPID")
-    host.systemctl("kill", "--signal=STOP", "adcore@2")
+    host.systemctl("kill", "--kill-whom=main", "--signal=STOP", "adcore@2")
     deadline_monotonic = time.monotonic() + WATCHED_S
     while host.show("adcore@2", "MainPID") in ("0", pid) or host.show("adcore@2", "ActiveState") != "active":
         assert time.monotonic() < deadline_monotonic, "systemd did not notice that the loop hangs"
@@ -228,16 +276,22 @@ def main() -> int:
             one_more_before_one_less(host, load)
             say("reloads")
             reloads(host, load)
+            say("a change of the inventory, and a look inside")
+            a_change_of_the_inventory(host)
+            a_look_inside(host)
+            say(f"logrotate, {ROTATIONS} times")
+            rotations(host, load)
         say("a loop that hangs (40 s)")
         a_loop_that_hangs(host)
         say(f"a worker that is killed, {KILLS} times")
         with Load(host.address, placement="top", name="k") as killed:
             a_worker_that_is_killed(host, killed, KILLS)
-    log = root / "var/lib/adcore/delivery.log"
-    counts = load.check(read_log(log))
+    logs = sorted((root / "var/lib/adcore").glob("delivery.log*"))
+    assert len(logs) == ROTATIONS + 1, logs
+    counts = load.check(read_log(*logs))
     print(json.dumps({"restarts": arguments.count, **counts}))
     # Of a worker that is killed, what it was answering fails; what it had answered is in the log.
-    kill_counts = killed.check(read_log(log))
+    kill_counts = killed.check(read_log(*logs))
     print(json.dumps({"kills": KILLS, **kill_counts}))
     for failure in load.failures[:10]:
         say(failure)

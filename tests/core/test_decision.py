@@ -5,6 +5,7 @@ import random
 from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from itertools import combinations
 from typing import Any
 
 import pytest
@@ -101,7 +102,9 @@ def accepts(c: Campaign, f: Facts, m: Moment) -> bool:
     )
 
 
-def oracle(built: AdTable, placement: Placement, f: Facts, m: Moment, unavailable: set[str]) -> dict[str, float]:
+def oracle(
+    built: AdTable, placement: Placement, f: Facts, m: Moment, unavailable: set[str], behind: set[str]
+) -> dict[str, float]:
     """{creative id: chance} for what may be shown."""
     fitting = {
         c.id: [
@@ -115,6 +118,7 @@ def oracle(built: AdTable, placement: Placement, f: Facts, m: Moment, unavailabl
     eligible = [c for c in built.campaigns.values() if fitting.get(c.id) and accepts(c, f, m)]
     top = min((PRIORITIES.index(c.priority) for c in eligible), default=None)
     tier = [c for c in eligible if PRIORITIES.index(c.priority) == top]
+    tier = [c for c in tier if c.id in behind] or tier
     total = sum(c.weight for c in tier)
     return {
         k.id: c.weight / total * k.weight / sum(x.weight for x in fitting[c.id]) for c in tier for k in fitting[c.id]
@@ -223,21 +227,23 @@ CAMPAIGN_IDS = st.sets(st.sampled_from([f"c{n}" for n in range(8)]), max_size=3)
     CAMPAIGN_IDS,
     CAMPAIGN_IDS,
     CAMPAIGN_IDS,
+    CAMPAIGN_IDS,
     st.integers(0, 2**64),
 )
 def test_a_decision_is_what_the_brute_force_oracle_allows(
     campaigns: list[dict[str, Any]],
     requests: list[tuple[Facts, Moment]],
     held_ids: set[str],
+    behind: set[str],
     capped: set[str],
     taken: set[str],
     seed: int,
 ) -> None:
     built = table(*campaigns)
-    held = dict.fromkeys(held_ids, Reason.GOAL_REACHED)
+    held = dict.fromkeys(behind, Reason.BEHIND_SCHEDULE) | dict.fromkeys(held_ids, Reason.GOAL_REACHED)
     for f, m in requests:
         for name, index in built.placements.items():
-            expected = oracle(built, index.placement, f, m, held_ids | capped | taken)
+            expected = oracle(built, index.placement, f, m, held_ids | capped | taken, behind)
             answer = decide(built, name, f, m, impression_id(seed), held=held, capped=frozenset(capped), taken=taken)
             explained = explain(built, name, f, m, held=held, capped=frozenset(capped), taken=taken)
             chances = {k: chance for c in explained.candidates for k, chance in c.creatives.items()}
@@ -272,7 +278,8 @@ def test_a_decision_is_what_the_brute_force_oracle_allows(
     MOMENTS,
     st.lists(
         st.dictionaries(
-            st.sampled_from([f"c{n}" for n in range(8)]), st.sampled_from([Reason.GOAL_REACHED, Reason.DAILY_CAP])
+            st.sampled_from([f"c{n}" for n in range(8)]),
+            st.sampled_from([Reason.GOAL_REACHED, Reason.DAILY_CAP, Reason.BEHIND_SCHEDULE]),
         ),
         max_size=4,
     ),
@@ -281,13 +288,42 @@ def test_what_was_found_holds_as_long_as_the_same_are_held_back_for_the_same_rea
     campaigns: list[dict[str, Any]], f: Facts, m: Moment, several_held: list[dict[str, Reason]]
 ) -> None:
     built = table(*campaigns)
+    subsets = [frozenset(subset) for size in range(3) for subset in combinations(built.campaigns, size)]
     for name in [*built.placements, "nowhere"]:
         found = find_eligible(built, name, f, m, {})
+        before: dict[str, Reason] = {}
         for held in several_held:
             again = find_eligible(built, name, f, m, held)
-            same = (again.drawing, again.dropped, again.excluded) == (found.drawing, found.dropped, found.excluded)
-            assert found.holds_for(held) == same
+            # For every visitor, whatever they have seen enough of.
+            same = all(
+                (new.drawing, new.dropped, new.excluded) == (old.drawing, old.dropped, old.excluded)
+                for seen in subsets
+                for new, old in [(again.without(seen, set()), found.without(seen, set()))]
+            )
+            assert same or not found.holds_for(held)
+            if Reason.BEHIND_SCHEDULE not in [*held.values(), *before.values()]:
+                assert found.holds_for(held) == same
+            before = held
             found = again
+
+
+def test_who_is_behind_goes_before_the_others_of_its_tier_alone() -> None:
+    built = table(
+        campaign("sponsor", priority="sponsorship", targeting={"devices": ["tv"]}),
+        campaign("behind"),
+        campaign("other", weight=1000),
+    )
+    held = {"behind": Reason.BEHIND_SCHEDULE}
+    answer = decide(built, "side", facts(), moment(), impression_id(1), held=held)
+    assert isinstance(answer, Decision)
+    assert (answer.ad.campaign.id, answer.chance) == ("behind", 1.0)
+    assert answer.excluded == {"other": Reason.OTHERS_BEHIND}
+    seen = decide(built, "side", facts(), moment(), impression_id(1), held=held, capped=frozenset({"behind"}))
+    assert isinstance(seen, Decision)
+    assert (seen.ad.campaign.id, seen.excluded) == ("other", {"behind": Reason.FREQUENCY_CAP})
+    on_tv = decide(built, "side", facts(device="tv"), moment(), impression_id(1), held=held)
+    assert isinstance(on_tv, Decision)
+    assert on_tv.ad.campaign.id == "sponsor"
 
 
 def first_reasons(candidates: tuple[Any, ...], positions: Mapping[str, int]) -> Counter[Reason]:
@@ -305,7 +341,7 @@ def test_observed_shares_match_the_weights(seed: int) -> None:
     campaigns = [campaign(name, weight=weight) for name, weight in weights.items()]
     campaigns[3]["creatives"] = [creative("d-1", weight=1), creative("d-2", weight=4)]
     built = table(*campaigns)
-    expected = oracle(built, built.placements["side"].placement, facts(), moment(), set())
+    expected = oracle(built, built.placements["side"].placement, facts(), moment(), set(), set())
     rng = random.Random(seed)
     trials = 20_000
     seen: Counter[str] = Counter()

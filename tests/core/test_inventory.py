@@ -404,9 +404,30 @@ def test_messages_name_the_row_and_the_fix() -> None:
 def test_a_message_is_one_clean_line_whatever_was_sent() -> None:
     hostile = "\x1b[31m\r\n" + "x" * 5000
     row = campaign(id=hostile, creatives=[creative(id=hostile, **{hostile: 1})], **{"b\n": 1})
-    for problem in check_inventory(document(row))[1]:
+    nearly = {
+        "placements": [{"id": "side\x1b", "width": 1, "height": 1}],
+        "campaigns": [campaign(targeting={"placements": ["side"]})],
+    }
+    for problem in (*check_inventory(document(row))[1], *check_inventory(nearly)[1]):
         assert str(problem).isprintable(), problem
         assert len(str(problem)) < 600
+
+
+def test_half_a_surrogate_pair_is_an_error_wherever_it_stands() -> None:
+    """JSON can write it, and so can a file that `adctl apply` reads."""
+    half = "\ud800"
+    for row in (
+        campaign(priority=half),
+        campaign(**{half: 1}),
+        campaign(targeting={half: ["x"]}),
+        campaign(creatives=[creative(format=half)]),
+        campaign(creatives=[creative(**{half: 1})]),
+    ):
+        _, problems = check_inventory(
+            {"placements": [{"id": "p", "width": 1, "height": 1, half: 1}], "campaigns": [row]}
+        )
+        assert len(problems) > 1
+        assert all(str(problem).isprintable() for problem in problems)
 
 
 # Out and back

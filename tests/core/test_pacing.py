@@ -1,15 +1,17 @@
 from datetime import UTC, datetime
+from itertools import accumulate
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adcore.core.inventory import Campaign, Creative, DailyCap, Goal
-from adcore.core.pacing import Delivered, hold, impressions_until_hold, is_limited
+from adcore.core.pacing import Delivered, Line, is_limited, standing
 from adcore.core.reason import Reason
 
 DAY = (datetime(2026, 11, 2, tzinfo=UTC).timestamp(), datetime(2026, 11, 3, tzinfo=UTC).timestamp())
+MONDAY = datetime(2026, 11, 2).toordinal()
 NOON = (DAY[0] + DAY[1]) / 2
 
 
@@ -94,15 +96,15 @@ CASES: list[tuple[str, Campaign, Delivered, Reason | None]] = [
 
 
 @pytest.mark.parametrize(("case", "limited", "delivered", "expected"), CASES, ids=[c[0] for c in CASES])
-def test_hold(case: str, limited: Campaign, delivered: Delivered, expected: Reason | None) -> None:
-    assert hold(limited, delivered, NOON, DAY) is expected
+def test_standing(case: str, limited: Campaign, delivered: Delivered, expected: Reason | None) -> None:
+    assert standing(limited, delivered, NOON, DAY).reason is expected
 
 
 def test_even_delivery_may_start_at_the_very_start() -> None:
     even = campaign(goal=Goal(impressions=100), pacing="even", **FLIGHT)
     start = FLIGHT["starts_at"].timestamp()
-    assert hold(even, Delivered(), start, DAY) is None
-    assert hold(even, Delivered(impressions=1), start, DAY) is Reason.AHEAD_OF_SCHEDULE
+    assert standing(even, Delivered(), start, DAY).reason is None
+    assert standing(even, Delivered(impressions=1), start, DAY).reason is Reason.AHEAD_OF_SCHEDULE
 
 
 def test_only_goals_and_daily_caps_limit_by_counts() -> None:
@@ -121,25 +123,96 @@ def test_a_new_day_starts_the_day_again() -> None:
 
 
 LIMITS = st.none() | st.integers(1, 60)
+FORECASTS = st.just(()) | st.binary(min_size=168, max_size=168).filter(any).map(lambda rates: tuple(accumulate(rates)))
+FLIGHTS = st.sampled_from([{}, FLIGHT, {"starts_at": datetime(2026, 11, 2, 9, tzinfo=UTC)}])
 
 
-@given(LIMITS, LIMITS, st.sampled_from(["even", "asap"]), st.integers(0, 40), st.integers(0, 40), st.floats(0, 1))
-def test_no_look_is_needed_before_the_impression_that_may_be_held(
-    goal: int | None, cap: int | None, pacing: str, before: int, today: int, share: float
+@st.composite
+def situations(draw: st.DrawFn) -> tuple[Campaign, Delivered, float]:
+    goal, cap = draw(LIMITS), draw(LIMITS)
+    limited = campaign(
+        pacing=draw(st.sampled_from(["even", "asap"])),
+        goal=None if goal is None else Goal(impressions=goal),
+        daily_cap=None if cap is None else DailyCap(impressions=cap),
+        forecast=draw(FORECASTS),
+        **draw(FLIGHTS),
+    )
+    today = draw(st.integers(0, 40))
+    delivered = Delivered(draw(st.integers(0, 40)) + today, day=MONDAY, impressions_today=today)
+    return limited, delivered, DAY[0] + draw(st.floats(0, 0.999)) * (DAY[1] - DAY[0])
+
+
+@settings(deadline=None)
+@given(situations())
+def test_a_standing_holds_until_the_impression_that_it_names(situation: tuple[Campaign, Delivered, float]) -> None:
+    limited, delivered, now = situation
+    found = standing(limited, delivered, now, DAY)
+    if found.reason not in (None, Reason.BEHIND_SCHEDULE):
+        return
+    for more in range(1, 70):
+        after = Delivered(delivered.impressions + more, 0, MONDAY, delivered.impressions_today + more)
+        if standing(limited, after, now, DAY).reason is not found.reason:
+            assert found.impressions == more
+            break
+    else:
+        assert found.impressions >= 70
+
+
+@settings(deadline=None)
+@given(situations(), st.floats(0, 1))
+def test_a_standing_holds_until_the_time_that_it_names(
+    situation: tuple[Campaign, Delivered, float], share: float
 ) -> None:
-    now = DAY[0] + share * (DAY[1] - DAY[0])
-    limits = {
-        "goal": None if goal is None else Goal(impressions=goal),
-        "daily_cap": None if cap is None else DailyCap(impressions=cap),
-    }
-    limited = campaign(pacing=pacing, **limits, **FLIGHT)
+    limited, delivered, now = situation
+    found = standing(limited, delivered, now, DAY)
+    assert found.until >= now - 1e-3
+    before = now + share * (min(found.until, DAY[1]) - 1e-3 - now)
+    if before > now:
+        assert standing(limited, delivered, before, DAY).reason is found.reason
 
-    def held_after(more: int) -> Reason | None:
-        return hold(limited, Delivered(impressions=before + today + more, impressions_today=today + more), now, DAY)
 
-    if held_after(0) is None:
-        until = impressions_until_hold(
-            limited, Delivered(impressions=before + today, impressions_today=today), now, DAY
-        )
-        first_held = next((more for more in range(1, 70) if held_after(more) is not None), float("inf"))
-        assert until == first_held
+@settings(deadline=None)
+@given(FORECASTS, st.floats(-400, 400), st.floats(0.1, 400), st.floats(0, 1))
+def test_a_line_rises_from_0_to_1_and_knows_when(
+    forecast: tuple[int, ...], start_h: float, hours: float, share: float
+) -> None:
+    start = DAY[0] + start_h * 3600
+    line = Line(forecast, (0, DAY[0]), start, start + hours * 3600)
+    assert line.share(start) == 0
+    assert line.share(start + hours * 3600) == 1
+    at = line.time_of(share)
+    assert start - 1e-3 <= at <= start + hours * 3600 + 1e-3
+    assert line.share(at) == pytest.approx(share, abs=1e-6)
+
+
+def test_a_line_follows_the_forecast() -> None:
+    """Everything comes on Mondays between 18:00 and 20:00, twice as much in the second hour."""
+    forecast = tuple(0 if hour < 18 else 1 if hour < 19 else 3 for hour in range(168))
+    capped = campaign(daily_cap=DailyCap(impressions=300), pacing="even", forecast=forecast)
+
+    def reason(hour: float, delivered: int) -> Reason | None:
+        today = Delivered(day=MONDAY, impressions_today=delivered)
+        return standing(capped, today, DAY[0] + hour * 3600, DAY).reason
+
+    assert reason(12, 1) is Reason.AHEAD_OF_SCHEDULE
+    assert reason(18.5, 53) is None
+    assert reason(18.5, 54) is Reason.AHEAD_OF_SCHEDULE  # 50, and what 2 minutes bring
+    assert reason(19.5, 206) is None
+    assert reason(19.5, 207) is Reason.AHEAD_OF_SCHEDULE
+
+
+def test_who_has_not_delivered_what_is_due_goes_first() -> None:
+    promised = campaign(goal=Goal(impressions=100), pacing="even", **FLIGHT)
+    capped = campaign(daily_cap=DailyCap(impressions=100), pacing="even", **FLIGHT)
+    assert standing(promised, Delivered(49, day=MONDAY), NOON, DAY).reason is Reason.BEHIND_SCHEDULE
+    assert standing(promised, Delivered(50, day=MONDAY), NOON, DAY).reason is None
+    assert standing(capped, Delivered(day=MONDAY), NOON, DAY).reason is None
+
+
+def test_a_daily_cap_is_spread_over_what_of_the_day_is_in_the_flight() -> None:
+    evening = campaign(
+        daily_cap=DailyCap(impressions=100), pacing="even", starts_at=datetime(2026, 11, 2, 12, tzinfo=UTC)
+    )
+    assert standing(evening, Delivered(day=MONDAY, impressions_today=1), NOON, DAY).reason is Reason.AHEAD_OF_SCHEDULE
+    at_18 = NOON + 6 * 3600
+    assert standing(evening, Delivered(day=MONDAY, impressions_today=50), at_18, DAY).reason is None

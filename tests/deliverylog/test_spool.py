@@ -1,6 +1,8 @@
 """What a killed process leaves behind is in the log once, wherever the kill came."""
 
+import errno
 import fcntl
+import os
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,7 @@ import pytest
 from adcore.deliverylog.queue import RecordQueue
 from adcore.deliverylog.reader import read_records
 from adcore.deliverylog.record import FORMS, AnyRecord
-from adcore.deliverylog.spool import HEADER_BYTES, Spool, take_over
+from adcore.deliverylog.spool import HEADER_BYTES, NoSpaceError, Spool, take_over
 from adcore.errors import StartError
 from tests.records import click, view
 
@@ -138,6 +140,22 @@ def test_what_cannot_be_written_by_the_end_waits_for_the_next_start(tmp_path: Pa
     assert start_next(tmp_path) == (1, [click(1)])
 
 
+def test_one_that_is_killed_while_it_takes_over_doubles_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = Process(tmp_path)
+    for n in range(10):
+        first.queue.put(click(n))
+    first.kill()
+    second = Process(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", lambda path: 1 / 0)  # its last moment
+        with pytest.raises(ZeroDivisionError):
+            take_over(tmp_path, second.log_path, second.queue)
+    second.kill()
+    assert start_next(tmp_path) == (10, [click(n) for n in range(10)])
+
+
 def test_a_log_in_another_form_gets_them_in_its_own(tmp_path: Path) -> None:
     process = Process(tmp_path)
     process.queue.put(click(1))
@@ -188,6 +206,16 @@ def test_a_folder_that_cannot_hold_it_is_named(tmp_path: Path) -> None:
         Spool(tmp_path / "missing")
     with pytest.raises(StartError, match=r"No space|File too large"):
         Spool(tmp_path, ring_bytes=1 << 50)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_told_from_other_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fill(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", fill)
+    with pytest.raises(NoSpaceError, match=r"No space left on device; see --spool-dir"):
+        Spool(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 

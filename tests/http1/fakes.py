@@ -82,6 +82,9 @@ class FakeTransport(asyncio.Transport):
         assert low is not None
         self.high = high
 
+    def get_write_buffer_size(self) -> int:
+        return sum(map(len, self.writes)) if self.stuck else 0
+
     def pause_reading(self) -> None:
         self.reading = False
 

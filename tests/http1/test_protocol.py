@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from adcore.http1.protocol import LINGER_BYTES, Limits
+from adcore.http1 import protocol as protocol_module
+from adcore.http1.protocol import LINGER_BYTES, OUTPUT_BYTES, Http1Protocol, Http1Server, Limits
 from adcore.http1.response import respond
 from tests.http1.fakes import Connection, FakeTransport
 
@@ -160,6 +161,25 @@ def test_a_rule_above_llhttp(raw: bytes, expected: int) -> None:
             assert connection.requests == []
 
 
+@pytest.mark.parametrize(
+    ("first", "between", "expected"),
+    [
+        *((GET + b"\r\n", lines, 200) for lines in (b"", b"\r\n", b"\r\n\r\n")),
+        *((POST + b"Content-Length: 2\r\n\r\nh\r", lines, 200) for lines in (b"", b"\r\n", b"\r\n\r\n")),
+        (GET + b"\r\n", b"\r", 400),
+        (GET + b"\r\n", b"\r\n\r", 400),
+    ],
+)
+def test_empty_lines_between_requests_may_come_in_pieces(first: bytes, between: bytes, expected: int) -> None:
+    """RFC 9112 2.2; and a CR alone is none of them, however it comes."""
+    raw = first + between + GET + b"\r\n"
+    for cuts in ([], [len(first) + 1], [len(first), len(first) + 1], list(range(len(raw)))):
+        connection = Connection()
+        connection.receive(*(raw[a:b] for a, b in pairwise([0, *cuts, len(raw)])))
+        assert statuses(connection.written) == [200, expected], cuts
+        assert [request.path for request in connection.requests] == [b"/p"] * (2 if expected == 200 else 1)
+
+
 def test_one_read_is_answered_in_order_with_one_write() -> None:
     connection = Connection()
     written = connection.receive(b"".join(b"GET /%d HTTP/1.1\r\nHost: a\r\n\r\n" % n for n in range(200)))
@@ -180,6 +200,90 @@ def test_a_peer_that_never_reads_gets_bounded_answers_and_is_cut() -> None:
     connection.loop.pass_time(1.1)
     assert connection.transport.ended == "aborted"
     assert connection.server.statistics.timeouts == {"write": 1}
+
+
+def test_large_answers_to_many_small_requests_of_one_read_are_made_one_after_the_other() -> None:
+    connection = Connection(lambda request: respond(200, request.path + b"x" * 60_000))
+    connection.receive(b"".join(b"GET /%d HTTP/1.1\r\nHost:x\r\n\r\n" % n for n in range(70)))
+    assert len(connection.requests) == 1
+    assert not connection.transport.reading
+    while not connection.transport.reading:
+        connection.loop.turn()
+    assert max(map(len, connection.transport.writes)) < OUTPUT_BYTES + 61_000
+    assert re.findall(rb"\r\n\r\n/(\d+)x", connection.written) == [b"%d" % n for n in range(70)]
+
+
+def test_a_refusal_and_an_end_wait_for_the_answers_before_them() -> None:
+    for last, seen in ((b"\0", [200] * 3 + [400]), (GET + b"Connection: close\r\n\r\n" + GET + b"\r\n", [200] * 4)):
+        connection = Connection(lambda request: respond(200, b"x" * 60_000))
+        connection.receive((GET + b"\r\n") * 3 + last)
+        assert statuses(connection.written) == [200]
+        for _ in seen:
+            connection.loop.turn()
+        assert statuses(connection.written) == seen
+        assert connection.transport.ended == "eof"
+
+
+def crowd(server: Http1Server, count: int) -> list[tuple[Http1Protocol, FakeTransport]]:
+    made = []
+    for _ in range(count):
+        transport = FakeTransport()
+        protocol = transport.protocol = server()
+        protocol.connection_made(transport)
+        made.append((protocol, transport))
+    return made
+
+
+def test_a_crowd_that_reads_nothing_gets_so_much_memory_and_then_some_are_cut(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(protocol_module, "HELD_BYTES_MAX", 1_000_000)
+    connection = Connection(lambda request: respond(200, b"x" * 4000))
+    ((patient, patient_transport),) = crowd(connection.server, 1)
+    patient.data_received(GET)
+    deaf = crowd(connection.server, 20)
+    for protocol, transport in deaf:
+        transport.stuck = True
+        protocol.data_received((GET + b"\r\n") * 200)
+    while connection.loop.soon:
+        connection.loop.turn()
+    left = [(p, transport) for p, transport in deaf if not transport.ended]
+    assert 5 < len(left) < 20
+    assert connection.server.statistics.timeouts == {"crowded": 20 - len(left)}
+    assert sum(transport.get_write_buffer_size() for _, transport in left) < 1_000_000
+    # One that reads again is not cut for what others leave.
+    reader, transport = left[0]
+    transport.stuck = False
+    reader.resume_writing()
+    while connection.loop.soon:
+        connection.loop.turn()
+    for protocol, other in crowd(connection.server, 20):
+        other.stuck = True
+        protocol.data_received((GET + b"\r\n") * 200)
+    while connection.loop.soon:
+        connection.loop.turn()
+    assert transport.ended == ""
+    assert any(other.ended for _, other in left)
+    # And good ones are answered all along.
+    assert statuses(connection.receive(GET + b"\r\n")) == [200]
+    patient.data_received(b"\r\n")
+    connection.loop.turn()
+    assert statuses(b"".join(patient_transport.writes)) == [200], "who holds little was there before them all"
+
+
+def test_a_crowd_of_half_bodies_gets_so_much_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol_module, "HELD_BYTES_MAX", 1_000_000)
+    connection = Connection()
+    slow = crowd(connection.server, 40)
+    for protocol, _ in slow:
+        protocol.data_received(POST + b"Content-Length: 60000\r\n\r\n" + b"x" * 50_000)
+    left = [transport.ended for _, transport in slow].count("")
+    assert 14 <= left < 20
+    assert [transport.ended for _, transport in slow] == ["aborted"] * (40 - left) + [""] * left
+    protocol, transport = slow[-1]
+    protocol.data_received(b"x" * 10_000)
+    connection.loop.turn()
+    assert statuses(b"".join(transport.writes)) == [200]
 
 
 def test_reading_goes_on_where_it_stopped_when_the_peer_reads_again() -> None:

@@ -10,10 +10,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from adcore.core.adtable import EMPTY, AdTable, finish
 from adcore.sources import open_store
+from adcore.sources.archive import TableArchive
 from adcore.sources.lastgood import LastGood
 from adcore.sources.loader import Loader, LoaderError, Sources
 from adcore.sources.reader import Answer, Ask, Reader, apply_offer
@@ -38,7 +40,7 @@ def url(tmp_path: Path) -> str:
 @pytest.fixture
 def loader(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Loader]:
     monkeypatch.setenv("PYTHONPATH", environment()["PYTHONPATH"])
-    loader = Loader(Sources(url, None, "", "", str(tmp_path / "rows")))
+    loader = Loader(Sources(url, None, "", "", str(tmp_path / "rows"), str(tmp_path / "tables"), 1.0, 1 << 30))
     yield loader
     loader.close()
     loader._end()
@@ -66,17 +68,23 @@ def is_there(pid: int) -> bool:
         return False
 
 
+def same(first: tuple[Answer, list[bytes]], second: tuple[Answer, list[bytes]]) -> bool:
+    """But for the time of the look."""
+    return (msgspec.structs.replace(first[0], asked_monotonic=second[0].asked_monotonic), first[1]) == second
+
+
 def test_it_answers_as_a_reader_does(loader: Loader, url: str, tmp_path: Path) -> None:
-    reader = Reader(open_store(url), None, LastGood(tmp_path / "other"))
+    archive = TableArchive(tmp_path / "tables", days=1, bytes_max=1 << 30)
+    reader = Reader(open_store(url), None, LastGood(tmp_path / "other"), archive)
     mine, its = reader.look(NOTHING), loader.look(NOTHING)
-    assert its == mine
+    assert same(its, mine)
     table = after(EMPTY, *its)
     assert list(table.campaigns) == ["a", "b", "c"]
     assert loader.keep() == reader.keep()
     assert (tmp_path / "rows").read_bytes() == (tmp_path / "other").read_bytes()
     unchanged = loader.look(about(table, its[0]))
     assert unchanged[0].fresh
-    assert unchanged == reader.look(about(table, its[0]))
+    assert same(unchanged, reader.look(about(table, its[0])))
     reader.close()
 
 
@@ -189,7 +197,7 @@ def test_a_stopped_driver_does_not_keep_it_alive(url: str, tmp_path: Path) -> No
     writer = sqlite3.connect(url.removeprefix("sqlite://"), isolation_level=None)
     writer.execute("PRAGMA locking_mode = EXCLUSIVE")
     writer.execute("BEGIN EXCLUSIVE")
-    sources = Sources(url, None, "", "", str(tmp_path / "rows"))
+    sources = Sources(url, None, "", "", str(tmp_path / "rows"), str(tmp_path / "tables"), 1.0, 1 << 30)
     program = (
         "import sys, msgspec; from adcore.sources.loader import *; from adcore.sources.reader import Ask\n"
         "loader = Loader(msgspec.json.decode(sys.argv[1], type=Sources)); loader._start()\n"
@@ -239,6 +247,20 @@ def test_a_server_whose_loader_is_killed_goes_on_and_takes_the_next_table(url: s
             before = server.status()["table"]["revision"]
             apply(url, campaign("a", weight=weight))
             wait_for(lambda revision=before: server.status()["table"]["revision"] > revision)
+
+
+def test_tables_come_where_priorities_are_forbidden(url: str, tmp_path: Path) -> None:
+    """As a filter of system calls does it: with EPERM."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os\ndef forbidden(n): raise PermissionError(1, 'Operation not permitted')\nos.nice = forbidden\n"
+    )
+    path = f"{tmp_path}{os.pathsep}{environment()['PYTHONPATH']}"
+    with serving(tmp_path / "state", "--source", url, "--refresh", "0.2", PYTHONPATH=path) as server:
+        before = server.status()["table"]["revision"]
+        apply(url, campaign("a"), campaign("d"))
+        wait_for(lambda: server.status()["table"]["revision"] > before, lambda: server.errors)
+        assert server.stop() == 0
+        assert "PermissionError" not in server.errors
 
 
 def test_no_answer_mixes_two_tables(url: str, tmp_path: Path) -> None:

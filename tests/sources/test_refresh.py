@@ -8,104 +8,12 @@ from typing import Any
 
 import pytest
 
+from adcore import sources
 from adcore.core.adtable import AdTable, Steps
-from adcore.errors import SourceError
-from adcore.sources import Revision, Rows
 from adcore.sources.lastgood import LastGood
 from adcore.sources.reader import Reader
 from adcore.sources.refresh import Refresher
-from tests.inventories import campaign, document
-
-
-def rows(revision: int, size: int = 10, confirmed: int = 0, generation: str = "first") -> Rows:
-    return Rows(Revision(generation, revision, confirmed), document(*(campaign(f"c{n}") for n in range(size))))
-
-
-class FakeStore:
-    """A store with the faults that a real one cannot be made to have on cue."""
-
-    label = "store"
-
-    def __init__(self) -> None:
-        self.rows = rows(1)
-        self.away = False
-        self.failing = ""
-        self.on_revision: Callable[[], None] = lambda: None
-        self.calls: list[str] = []
-        self.closed = False
-
-    def _answer(self, call: str) -> None:
-        self.calls.append(call)
-        if self.away or call == self.failing:
-            raise SourceError("store: away")
-
-    def revision(self) -> Revision:
-        self._answer("revision")
-        self.on_revision()
-        return self.rows.revision
-
-    def load(self) -> Rows:
-        self._answer("load")
-        return self.rows
-
-    def close(self) -> None:
-        self.closed = True
-
-
-class FakeSnapshot:
-    """A memcached shared by the processes of a test."""
-
-    label = "memcached"
-
-    def __init__(self) -> None:
-        self.rows: Rows | None = None
-        self.holder: str | None = None
-        self.away = False
-        self.published = 0
-
-    def of(self, owner: str) -> "FakeClient":
-        return FakeClient(self, owner)
-
-
-class FakeClient:
-    label = "memcached"
-
-    def __init__(self, shared: FakeSnapshot, owner: str) -> None:
-        self.shared = shared
-        self.owner = owner
-
-    def _check(self) -> None:
-        if self.shared.away:
-            raise SourceError("memcached: away")
-
-    def revision(self) -> Revision | None:
-        self._check()
-        held = self.shared.rows
-        return None if held is None else held.revision
-
-    def load(self) -> Rows | None:
-        self._check()
-        return self.shared.rows
-
-    def publish(self, published: Rows) -> None:
-        self._check()
-        self.shared.rows = published
-        self.shared.published += 1
-
-    def lock(self) -> bool:
-        self._check()
-        if self.shared.holder is not None:
-            return False
-        self.shared.holder = self.owner
-        return True
-
-    def unlock(self) -> None:
-        self._check()
-        if self.shared.holder == self.owner:
-            self.shared.holder = None
-
-    def close(self) -> None:
-        pass
+from tests.sources.fakes import FakeSnapshot, FakeStore, rows
 
 
 class Process:
@@ -114,16 +22,19 @@ class Process:
     def __init__(self, store: FakeStore, snapshot: FakeSnapshot | None, path: Path, interval_s: float = 5.0) -> None:
         self.table: AdTable | None = None
         self.now = 1000.0
+        self.clock_ahead_s = 0.0
         last_good = LastGood(path)
         labels = {"store": "store", **({"snapshot": "memcached"} if snapshot else {}), "disk": last_good.label}
+        client: Any = snapshot.of(str(path)) if snapshot else None
         self.refresher = Refresher(
-            Reader(store, snapshot.of(str(path)) if snapshot else None, last_good),  # type: ignore[arg-type]
+            Reader(store, client, last_good, clock_monotonic=lambda: self.now),
             last_good,
             labels=labels,
             use=self.use,
             interval_s=interval_s,
             uniform=lambda: 0.5,
-            clock_wall=lambda: self.now,
+            clock_wall=lambda: self.now + self.clock_ahead_s,
+            clock_monotonic=lambda: self.now,
         )
 
     def use(self, table: AdTable) -> Steps[None]:
@@ -367,6 +278,37 @@ def test_the_age_grows_only_while_the_store_is_away(tmp_path: Path) -> None:
     run(main)
 
 
+@pytest.mark.parametrize("step_s", [-3600.0, 3600.0])
+def test_a_clock_that_steps_makes_no_table_older_or_younger(tmp_path: Path, step_s: float) -> None:
+    async def main() -> None:
+        store = FakeStore()
+        process = Process(store, None, tmp_path / "a")
+        await process.look()
+        store.away = True
+        process.now += 7
+        process.clock_ahead_s = step_s
+        await process.look()
+        assert process.refresher.status()["age_s"] == 7
+
+    run(main)
+
+
+def test_an_answer_is_as_old_as_its_question(tmp_path: Path) -> None:
+    async def main() -> None:
+        store = FakeStore()
+        process = Process(store, None, tmp_path / "a")
+
+        def take_time() -> None:
+            process.now += 8
+
+        store.on_revision = take_time
+        for _ in range(2):
+            await process.look()
+            assert process.refresher.status()["age_s"] == 8
+
+    run(main)
+
+
 def test_a_store_that_lost_most_of_its_creatives_is_doubted_at_the_start_too(tmp_path: Path) -> None:
     async def main() -> None:
         store = FakeStore()
@@ -463,7 +405,7 @@ def test_a_surprise_does_not_stop_the_timer(tmp_path: Path, caplog: pytest.LogCa
         store = FakeStore()
         failures = [RuntimeError("a bug")]
 
-        def load() -> Rows:
+        def load() -> sources.Rows:
             if failures:
                 raise failures.pop()
             return rows(1)

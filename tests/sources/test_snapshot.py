@@ -89,6 +89,7 @@ def test_a_chunk_that_is_missing_or_changed_is_no_snapshot(snapshot: Snapshot, c
 def test_one_process_has_the_lock_and_opens_only_its_own(memcached: services.Service, snapshot: Snapshot) -> None:
     with closing(Snapshot(f"unix:{memcached.path}", "t:", "other")) as other:
         assert snapshot.lock()
+        assert snapshot.lock()  # its first answer may have been lost
         assert not other.lock()
         other.unlock()
         assert not other.lock()
@@ -187,7 +188,6 @@ def test_what_does_not_speak_memcached_is_named(tmp_path: Path) -> None:
 
 def test_the_lock_ends_by_itself_if_its_holder_is_killed(snapshot: Snapshot, client: Client) -> None:
     assert snapshot.lock()
-    assert not snapshot.lock()
     seconds_left = int(client.raw_command(b"mg t:rows1:lock t").split(b" t")[1])
     assert LOCK_S - 20 < seconds_left <= LOCK_S
 

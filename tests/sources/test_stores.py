@@ -3,16 +3,21 @@
 import json
 import signal
 import sqlite3
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from adcore.core.adtable import build_table
+from adcore.core.calendar import Calendar
 from adcore.core.inventory import Inventory, check_inventory, parse_inventory
 from adcore.errors import ConfigError, SourceError
 from adcore.sources import Revision, Rows, Store, open_store
 from adcore.sources.codec import decode_rows, encode_rows
+from adcore.sources.learning import learn
 from adcore.sources.mysql import parse_url
 from adcore.sources.sqlstore import migrations, split_statements
 from tests.inventories import campaign, document, text_creative
@@ -29,6 +34,7 @@ FULL = campaign(
     goal={"impressions": 100_000},
     daily_cap={"clicks": 5},
     pacing="even",
+    optimize="ctr",
     frequency_cap={"impressions": 3, "seconds": 86400},
     targeting={
         "placements": ["side", "top"],
@@ -472,3 +478,104 @@ def test_a_script_is_split_at_its_statements() -> None:
     ]
     with pytest.raises(ValueError, match="within a statement"):
         split_statements("CREATE TABLE a (")
+
+
+# What was learned
+
+NOW = datetime(2026, 11, 30, 12, tzinfo=UTC).timestamp()
+UTC_CALENDAR = Calendar(UTC)
+
+
+def put_results(
+    store: Store, placement: str, creative: str, requests_by_hour: Callable[[int], int], **counts: int
+) -> None:
+    """A week of results, up to NOW, and as many requests again that got nothing."""
+    rows, unfilled = [], []
+    for hour in range(int(NOW) - 7 * 86_400, int(NOW), 3600):
+        impressions = requests_by_hour(hour // 3600 % 24)
+        numbers = f"{impressions}, {counts.get('views', 0)}, {counts.get('clicks', 0)}, 5"
+        rows.append(f"({hour}, '{placement}', 'c', '{creative}', 'mobile', 'JP', {numbers})")
+        unfilled.append(f"({hour}, '{placement}', 'ended', {impressions}, 3)")
+    sql(store, f"INSERT INTO results VALUES {', '.join(rows)}")
+    sql(store, f"INSERT INTO unfilled VALUES {', '.join(unfilled)}")
+
+
+def test_traffic_is_learned_hour_by_hour_from_results(store: Store) -> None:
+    put(store, parse_inventory(document(campaign("a"))))
+    put_results(store, "side", "a-1", lambda hour: 100 if hour == 20 else 10)
+    put_results(store, "unknown", "a-1", lambda hour: 1)
+    lesson = store.run(lambda db: learn(db, NOW, UTC_CALENDAR))
+    assert (lesson.placements, lesson.creatives, lesson.written) == (["side"], [], ["side"])
+    assert lesson.revision == store.revision().number
+    learned = store.load().document["learned"]
+    assert list(learned) == ["traffic", "creatives"]
+    assert learned["traffic"]["side"][:24] == [20.0] * 20 + [200.0] + [20.0] * 3
+
+
+def test_only_what_changed_by_enough_is_written(store: Store) -> None:
+    before = put(store, parse_inventory(document(campaign("a", optimize="ctr"))))
+    put_results(store, "side", "a-1", lambda hour: 100, clicks=1)
+    first = store.run(lambda db: learn(db, NOW, UTC_CALENDAR))
+    assert first.written == ["side", "a-1"]
+    assert store.revision().confirmed == first.revision > before.number
+    assert store.run(lambda db: learn(db, NOW, UTC_CALENDAR)).written == []
+    sql(store, f"UPDATE results SET impressions = impressions + 1 WHERE hour = {int(NOW) - 3600}")
+    again = store.run(lambda db: learn(db, NOW, UTC_CALENDAR))
+    assert (again.written, again.revision) == ([], first.revision)
+    sql(store, "UPDATE results SET impressions = impressions * 2")
+    assert store.run(lambda db: learn(db, NOW, UTC_CALENDAR)).written == ["side", "a-1"]
+    sql(store, "DELETE FROM results")
+    sql(store, "DELETE FROM unfilled")
+    assert store.run(lambda db: learn(db, NOW, UTC_CALENDAR)).written == ["side", "a-1"]
+    assert "learned" not in store.load().document
+
+
+def test_clicks_are_learned_per_view_where_views_are_reported(store: Store) -> None:
+    both = [text_creative("seen"), text_creative("unseen")]
+    alone = [text_creative("no-tag"), text_creative("never-shown")]
+    put(
+        store,
+        parse_inventory(
+            document(
+                campaign("tag", optimize="ctr", creatives=both),
+                campaign("plain", optimize="ctr", creatives=alone),
+                campaign("not", creatives=[text_creative("not-1")]),
+            )
+        ),
+    )
+    put_results(store, "side", "seen", lambda hour: 10, views=5, clicks=1)
+    for placement, creative in (("foot", "unseen"), ("top", "no-tag"), ("x", "not-1")):
+        put_results(store, placement, creative, lambda hour: 10, clicks=2)
+    store.run(lambda db: learn(db, NOW, UTC_CALENDAR))
+    assert store.load().document["learned"]["creatives"] == {
+        "no-tag": [1680, 336],
+        "seen": [840, 168],
+        "unseen": [0, 336],
+    }
+
+
+def test_an_apply_leaves_alone_what_was_learned(store: Store) -> None:
+    put(store, parse_inventory(document(campaign("a", optimize="ctr"))))
+    put_results(store, "side", "a-1", lambda hour: 10, clicks=1)
+    store.run(lambda db: learn(db, NOW, UTC_CALENDAR))
+    learned = store.load().document["learned"]
+    put(store, parse_inventory(document(campaign("b"))))
+    assert store.load().document["learned"] == learned
+
+
+@pytest.mark.parametrize(
+    ("statement", "path"),
+    [
+        ("INSERT INTO placement_traffic VALUES ('side', '[1, 2]')", "$.learned.traffic.'side'"),
+        ("INSERT INTO placement_traffic VALUES ('side', 'none')", "$.learned.traffic.'side'"),
+        ("INSERT INTO creative_results VALUES ('a-1', -1, 0)", "$.learned.creatives.'a-1'"),
+    ],
+)
+def test_what_was_learned_can_be_bad_and_is_named(store: Store, statement: str, path: str) -> None:
+    put(store, parse_inventory(document(campaign("a"))))
+    before = store.revision().number
+    sql(store, statement)
+    assert store.revision().number > before
+    table = build_table(store.load().document, revision=1)
+    assert [problem.path for problem in table.rejected] == [path]
+    assert list(table.campaigns) == ["a"]

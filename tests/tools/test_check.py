@@ -103,6 +103,33 @@ def test_a_real_server_from_start_to_end(tmp_path: Path) -> None:
         assert gone.returncode == 2
 
 
+def test_the_units_of_a_host_are_looked_at_together(tmp_path: Path) -> None:
+    """systemd's units have a control listener each."""
+    source = f"sqlite:///{tmp_path}/ads.db"
+    adctl("apply", "--source", source, "-", stdin=json.dumps(document(campaign("a"))))
+    looks = ["check", "-c", "workers=2:", "--control", f"unix:{tmp_path}/*/control.sock"]
+    with (
+        serving(tmp_path / "1", "--source", source) as one,
+        serving(tmp_path / "2", "--source", source) as two,
+    ):
+        both = adctl(*looks)
+        assert (both.returncode, "workers=2.0;;2:;0" in both.stdout) == (0, True), both
+        top = adctl("top", "--once", "--control", looks[-1])
+        assert "2 workers" in top.stdout, top
+        two.signal(signal.SIGKILL)
+        two.process.wait(20)
+        killed = adctl(*looks)
+        assert killed.returncode == 2
+        assert "workers_missing is 1 " in killed.stdout
+        two_control = tmp_path / "2/control.sock"
+        two_control.unlink()  # as a stop does it
+        stopped = adctl(*looks)
+        assert (stopped.returncode, "workers is 1 (outside range 2:)" in stopped.stdout) == (2, True), stopped
+        one.stop()
+    none = adctl(*looks)
+    assert (none.returncode, "there is no socket unix:" in none.stdout) == (2, True), none
+
+
 def _is_stopped(server: Adcore) -> bool:
     return Path(f"/proc/{server.process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 

@@ -21,6 +21,7 @@ from adcore.sources import open_store
 from adtools import doctor
 from adtools.cli import main
 from adtools.doctor import Finding
+from tests.process import serving
 
 LIMITS = """\
 Limit                     Soft Limit           Hard Limit           Units
@@ -276,7 +277,7 @@ def reply(status: str, body: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("answer", "status", "found"),
     [
-        (reply("200 OK", b"ok"), "ok", "answers /ping"),
+        (reply("200 OK", b"ok\n"), "ok", "answers /ping"),
         (reply("503 Service Unavailable", b""), "fail", "503"),
         (reply("200 OK", b"hello"), "fail", "not as adcore"),
         (b"-ERR unknown command\r\n", "fail", "BadStatusLine"),
@@ -296,6 +297,12 @@ def test_a_socket_is_asked_for_a_ping(
     assert "mode 0660" in permissions.found
     assert ping.status == status
     assert found in ping.found
+
+
+def test_a_real_server_answers_on_its_socket(tmp_path: Path) -> None:
+    with serving(tmp_path):
+        permissions, ping = doctor.check_socket(tmp_path / "ad.sock")
+    assert (permissions.status, ping.status) == ("ok", "ok"), ping
 
 
 @pytest.mark.parametrize(("mode", "status"), [(0o660, "ok"), (0o666, "warn"), (0o600, "warn")])

@@ -19,7 +19,7 @@ from adtools.forward import Collector, CollectorError, Options, Sender
 from adtools.tail import PositionFile, Tail
 from tests.process import PATIENCE_S, adctl, environment, serving, wait_for
 from tests.records import click, view
-from tests.services import program
+from tests.services import npm_packages, program
 
 FOLDER = Path(__file__).parent / "forward"
 
@@ -28,14 +28,7 @@ FOLDER = Path(__file__).parent / "forward"
 def node() -> str:
     """node, with the packages of package-lock.json."""
     found = program("node", "nodejs")
-    if not (FOLDER / "node_modules" / "@fluent-org").exists():
-        subprocess.run(
-            [program("npm", "npm"), "ci", "--no-audit", "--no-fund"],
-            cwd=FOLDER,
-            check=True,
-            capture_output=True,
-            timeout=300,
-        )
+    npm_packages(FOLDER, "@fluent-org")
     return found
 
 

@@ -9,40 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.process import ROOT, Adcore, Connection, serving, wait_for
-from tests.services import program
-
-SHIPPED = ROOT / "tools" / "logrotate" / "adcore"
-
-
-class Logrotate:
-    """The shipped file, edited for `log` and `pid_files`."""
-
-    def __init__(self, folder: Path, log: Path, pid_files: str) -> None:
-        text = SHIPPED.read_text()
-        for old, new in {
-            "/var/lib/adcore/delivery.log /var/lib/adcore/*/delivery.log": str(log),
-            "/run/adcore/*.pid": pid_files,
-            "/run/systemd/system": "/nonexistent",  # the services of this host are none of the test's business
-        }.items():
-            assert old in text
-            text = text.replace(old, new)
-        folder.mkdir()
-        self.conf = folder / "adcore"
-        self.conf.write_text(text)
-        self.conf.chmod(0o644)
-        self.state = folder / "state"
-
-    def rotate(self) -> None:
-        rotated = subprocess.run(
-            [program("logrotate", "logrotate"), "--force", "--verbose", "--state", str(self.state), str(self.conf)],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        assert rotated.returncode == 0, rotated.stderr
-        assert "error" not in rotated.stderr, rotated.stderr
+from tests.logrotate import Logrotate
+from tests.process import Adcore, Connection, serving, wait_for
 
 
 def ask_numbered(server: Adcore, first: int, count: int) -> None:

@@ -18,16 +18,10 @@ from adcore.deliverylog.reader import Damage, open_log, read_records
 from adcore.deliverylog.record import Impression
 from adcore.settings import SETTINGS
 from tests import services
-from tests.process import PATIENCE_S, Adcore, Answer, Connection, ask, serving, wait_for
+from tests.process import PATIENCE_S, Adcore, Answer, Connection, ask, free_address, serving, wait_for
 
 COUNTRIES = 'default ""; 127.0.0.2/32 JP; 127.0.0.3/32 DE;'
 HTTP_CONF = (services.NGINX_FILES / "adcore-http.conf").read_text()
-
-
-def free_address() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
 def ask_from(source: str, address: str, target: str, method: str = "GET", headers: Mapping[str, str] = {}) -> Answer:
@@ -76,6 +70,68 @@ def test_what_a_visitor_says_of_its_address_and_country_is_not_believed(tmp_path
         ("127.0.0.0", "/v1/decision", "200")
     }
     assert not re.search(r"mine|u-123|127\.0\.0\.[1-9]", text)
+
+
+LIES = [
+    ("X-Country", "US"),
+    ("X-Country", "FR"),
+    ("x-country", "US"),
+    ("X-Real-IP", "8.8.8.8"),
+    ("X-Real-IP", "9.9.9.9"),
+    ("X-Forwarded-For", "8.8.8.8"),
+    ("X-Forwarded-For", "9.9.9.9, 127.0.0.2"),
+    ("X-Request-ID", "0" * 32),
+    ("X_Country", "US"),
+    ("X_Real_IP", "8.8.8.8"),
+    ("X_Forwarded_For", "8.8.8.8"),
+    ("Forwarded", "for=8.8.8.8"),
+    ("CF-IPCountry", "US"),
+    ("True-Client-IP", "8.8.8.8"),
+]
+
+
+def send_raw(source: str, address: str, target: str, lies: list[tuple[str, str]]) -> bytes:
+    """A request with these header lines as they are, doubled ones too; the start of its answer."""
+    host, port = address.split(":")
+    lines = "".join(f"{name}: {value}\r\n" for name, value in lies)
+    with socket.create_connection((host, int(port)), PATIENCE_S, (source, 0)) as sock:
+        sock.sendall(f"GET {target} HTTP/1.1\r\nHost: a\r\n{lines}Connection: close\r\n\r\n".encode())
+        return sock.recv(12)
+
+
+@pytest.mark.parametrize("behind_nginx", [True, False])
+def test_doubled_lies_are_believed_neither_through_nginx_nor_around_it(tmp_path: Path, behind_nginx: bool) -> None:
+    """Around it there is TCP, from addresses of which the server trusts one, which may speak once and not twice."""
+    address = free_address()
+    with ExitStack() as running:
+        if behind_nginx:
+            server = running.enter_context(serving(tmp_path / "state"))
+            running.enter_context(
+                services.nginx(tmp_path / "nginx", tmp_path / "state" / "ad.sock", address, countries=COUNTRIES)
+            )
+        else:
+            port = address.partition(":")[2]
+            server = running.enter_context(
+                serving(tmp_path / "state", "--port", port, "--trusted-peers", "127.0.0.9/32", address=address)
+            )
+        pairs = [[one, other] for one in LIES for other in LIES]
+        for lies in pairs:
+            assert send_raw("127.0.0.2", address, "/v1/decision?placement=top", lies) == b"HTTP/1.1 200"
+        for lies in pairs if not behind_nginx else ():
+            assert send_raw("127.0.0.9", address, "/v1/decision?placement=foot", lies).startswith(b"HTTP/1.1 20")
+        assert server.stop() == 0
+        records = server.records()
+    untrusted = [record for record in records if record["placement"] == "top"]
+    assert len(untrusted) == len(pairs)
+    assert {record["ip"] for record in untrusted} == {"127.0.0.0"}
+    assert {record["country"] for record in untrusted} == ({"JP"} if behind_nginx else {""})
+    assert len({record["id"] for record in untrusted}) == len(pairs), "no visitor chooses an impression's id"
+    for record, lies in zip((r for r in records if r["placement"] != "top"), pairs, strict=not behind_nginx):
+        names = [name.lower() for name, _ in lies]
+        if names == ["x-country", "x-country"]:
+            assert record["country"] == "", "two countries are none"
+        if names == ["x-real-ip", "x-real-ip"]:
+            assert record["ip"] == "", "two addresses are none"
 
 
 @pytest.mark.parametrize("path", ["/status", "/metrics", "/version", "/profile", "/explain?placement=top", "/", "/v2/"])

@@ -56,6 +56,9 @@ def url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     return made
 
 
+BROWSER = "Mozilla/5.0 (X11; Linux x86_64) Firefox/130.0"
+
+
 def report(url: str, *args: str) -> str:
     ran = adctl("report", "--source", url, "--time-zone", "Asia/Tokyo", *args)
     assert ran.returncode == 0, ran.stderr
@@ -132,7 +135,7 @@ def test_csv_and_table_say_the_same(url: str) -> None:
     [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
 )
 def test_intervals_are_wilsons(clicks: int, impressions: int, low: float, high: float) -> None:
-    assert wilson(clicks, impressions) == (pytest.approx(low, abs=5e-5), pytest.approx(high, abs=5e-5))
+    assert wilson(clicks, impressions) == pytest.approx((low, high), abs=5e-5)
 
 
 @given(st.integers(0, 10**9), st.integers(0, 10**9))
@@ -184,7 +187,6 @@ def test_the_page_needs_no_network_and_runs_nothing(url: str) -> None:
         "daily_cap",
     ):
         assert text in page.text
-    assert html == re.sub("\r", "", html)
 
 
 def test_a_campaigns_page_says_what_was_booked_and_why_it_was_not_shown(url: str) -> None:
@@ -192,12 +194,8 @@ def test_a_campaigns_page_says_what_was_booked_and_why_it_was_not_shown(url: str
     assert page.tags["script"] == 0
     assert "</td><script>alert(1)</script> & 春" in page.text
     assert "900 impressions" in page.text
-    assert "No reasons are in the store" in page.text
+    assert "No reasons were counted" in page.text
     with closing(open_store(url)) as store:
-        create = (
-            "CREATE TABLE refusals (day VARCHAR(10), campaign VARCHAR(64), placement VARCHAR(64), reason VARCHAR(32), "
-        )
-        store.run(lambda db: db.has_table("refusals") or db.execute(create + "requests BIGINT)"))
         put = "INSERT INTO refusals (day, campaign, placement, reason, requests) VALUES "
         store.run(
             lambda db: db.execute(
@@ -262,15 +260,15 @@ def test_served_logged_and_counted_are_compared(tmp_path: Path) -> None:
     with serving(tmp_path / "state", "--log-format", "json") as server:
         log, source = str(server.log), f"sqlite:///{server.state}/adcore.db"
 
-        def visit(**headers: str) -> None:
-            decision = server.ask("/v1/decision?placement=top", **headers).json()
+        def visit(user_agent: str) -> None:
+            decision = server.ask("/v1/decision?placement=top", user_agent=user_agent).json()
             for name in ("view_url", "click_url", "click_url"):
-                server.ask(decision[name], **headers)
-            server.ask("/v1/decision?placement=nowhere", **headers)
+                server.ask(decision[name], user_agent=user_agent)
+            server.ask("/v1/decision?placement=nowhere", user_agent=user_agent)
 
         for _ in range(5):
-            visit(user_agent="Mozilla/5.0 (X11; Linux x86_64) Firefox/130.0")
-        visit(user_agent="Googlebot/2.1")
+            visit(BROWSER)
+        visit("Googlebot/2.1")
         wait_for(lambda: server.status()["log"]["written"] == {"impression": 6, "view": 6, "click": 6, "unfilled": 6})
         status, lines = check(server, log)
         assert (status, lines["served = logged"]["differences"]) == (0, {})
@@ -315,4 +313,4 @@ def test_the_check_of_a_log_that_grows_and_repeats_itself_is_exact(tmp_path: Pat
     assert ran.returncode == 0, ran.stdout
     counted = sum(sum(count([records[:3000]])[table].values()) for table in ("results", "unfilled"))
     assert ran.stdout == f"logged = counted: equal, {counted:,} records (1000 wait to be counted)\n"
-    assert START < records[-1].time
+    assert records[-1].time > START

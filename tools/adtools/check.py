@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import nagiosplugin
 
 from adcore.errors import AdcoreError
-from adtools.control import ControlError, Host, address, ask_host
+from adtools.control import CONTROL_HELP, ControlError, Host, address, ask_host
 
 OK, WARNING, CRITICAL, UNKNOWN = range(4)
 
@@ -49,6 +49,7 @@ VALUES = {
         *("", "0", "", "rows of the inventory that were left out"), lambda h: h.worst("table", "rejected_count")
     ),
     "workers_missing": Value(*("", "", "0", "workers that do not answer"), lambda h: float(len(h.missing))),
+    "workers": Value(*("", "", "", "that answer"), lambda h: float(len(h.workers))),
     "latency_p99": Value(
         *("ms", "", "", "of requests since the last check"), lambda h: _ms(h.worst("rates", "latency_us", "p99"))
     ),
@@ -70,6 +71,7 @@ EPILOG = (
     + """
 examples:
   adctl check --control unix:/run/adcore/control.sock
+  adctl check --control 'unix:/run/adcore/*/control.sock' -c workers=2:
   adctl check -w table_age=30 -c table_age=120 -w latency_p99=5 -c requests=1:
 """
 )
@@ -83,7 +85,7 @@ def add_parser(subparsers: Any) -> None:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--control", metavar="ADDR", help="the server's control listener: unix:PATH or HOST:PORT")
+    parser.add_argument("--control", metavar="ADDR", help=CONTROL_HELP)
     for flag, short in (("--warning", "-w"), ("--critical", "-c")):
         parser.add_argument(
             short, flag, action="append", default=[], metavar="NAME=RANGE", help="a threshold, as often as wanted"

@@ -14,7 +14,22 @@ from pathlib import Path
 from adcore.config import load_config
 from adcore.errors import AdcoreError, ConfigError
 from adcore.version import version_text
-from adtools import check, collect, doctor, explain, forward, inventory, log, munin, report, top
+from adtools import (
+    check,
+    collect,
+    doctor,
+    explain,
+    forward,
+    inventory,
+    learn,
+    log,
+    munin,
+    replay,
+    report,
+    simulate,
+    top,
+)
+from adtools.admin import command as admin
 
 EPILOG = """\
 a first round:
@@ -39,7 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return check.report_usage() if code and list(sys.argv[1:] if argv is None else argv)[:1] == ["check"] else code
     try:
         # Those that take a store all want the same default; an explanation by a running server needs none.
-        if getattr(args, "source", "") is None and not getattr(args, "control", None):
+        if getattr(args, "source", "") is None and not (
+            getattr(args, "control", None) or getattr(args, "inventory", None)
+        ):
             config = load_config()
             args.source = config.source
             if config.source_is_default and args.command in ("apply", "migrate"):
@@ -77,6 +94,8 @@ def argument_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=version_text())
     subparsers = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
-    for module in (inventory, explain, log, collect, report, forward, top, check, munin, doctor):
+    for module in (
+        *(inventory, explain, log, collect, report, learn, simulate, replay, forward, top, check, munin, doctor, admin),
+    ):
         module.add_parser(subparsers)
     return parser

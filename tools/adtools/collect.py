@@ -21,9 +21,12 @@ from adcore.config import load_config
 from adcore.core.calendar import Calendar
 from adcore.errors import ConfigError, SourceError
 from adcore.sources import Store, open_store, results
+from adcore.sources.learning import learn
 from adcore.sources.results import Overtaken, Progress
-from adtools.aggregate import COUNTED, Aggregator, AnyCounted
+from adtools.aggregate import Aggregator, AnyCounted
 from adtools.progress import progress_bar
+from adtools.refusals import Refusals, Sampling
+from adtools.tables import Tables
 from adtools.tail import Mark, Sending, Tail
 
 EPILOG = """\
@@ -33,7 +36,7 @@ examples:
 
 Rotated and compressed older files beside FILE are counted too, the oldest first, and each file once under whatever
 name. A view or click that comes again within --click-window counts once, whichever host tells of it. While the store is
-away, --follow waits; the log keeps what is not counted.
+away, --follow waits; the log keeps what is not counted. Once an hour --follow also does what `adctl learn` does.
 
 Exit status: 0 all is counted (or TERM came), 1 the store failed or the log is damaged, 2 usage.
 """
@@ -45,6 +48,8 @@ EVENTS_MAX = 20_000
 POLL_S = 1.0
 # Pauses after failures of the store; the last one is repeated, each shortened at random.
 RETRY_S = (0.5, 1.0, 5.0, 15.0)
+# How often --follow learns: as often as there is a new hour to learn from.
+LEARN_EVERY_S = 3600.0
 
 
 def add_parser(subparsers: Any) -> None:
@@ -58,6 +63,9 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("files", metavar="FILE", nargs="+", type=Path, help="a delivery log, in either form")
     parser.add_argument("--follow", action="store_true", help="go on until TERM or INT")
     parser.add_argument("--source", metavar="URL", help="the store (default: the server's)")
+    parser.add_argument(
+        "--archive", metavar="DIR", type=Path, help="the tables that were served (default: the server's)"
+    )
     parser.add_argument("--time-zone", metavar="ZONE", help="of hours and days (default: the server's)")
     parser.add_argument(
         "--click-window",
@@ -70,13 +78,15 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     given = {name: getattr(args, name) for name in ("time_zone", "click_window") if getattr(args, name) is not None}
     config = load_config(given)
+    # Without an archive, as on a host that only gathers logs, all else is counted.
+    archive = args.archive or (config.archive_dir if config.archive_days else None)
     store = open_store(args.source)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     # logrotate sends it to everything that is called adcore; a rotation is noticed without it.
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    collector = Collector(args.files, store, Calendar(config.time_zone), config.click_window, say, stop.wait)
+    collector = Collector(args.files, store, Calendar(config.time_zone), config.click_window, say, stop.wait, archive)
     try:
         if args.follow:
             collector.follow()
@@ -137,7 +147,8 @@ class StorePositions:
 class Collector:
     """Counts the logs at `paths` into `store`.
 
-    `wait(seconds)` waits, and says whether it is time to stop. `say` is told what a person should know.
+    `wait(seconds)` waits, and says whether it is time to stop. `say` is told what a person should know. With the
+    `archive` of the tables that were served, why campaigns were not shown is counted too.
     """
 
     def __init__(
@@ -148,6 +159,7 @@ class Collector:
         window_s: float,
         say: Callable[[str], object],
         wait: Callable[[float], bool],
+        archive: Path | None = None,
     ) -> None:
         self.paths = paths
         self.store = store
@@ -160,6 +172,8 @@ class Collector:
         self.damaged = 0
         self._tails: list[Tail[AnyCounted]] = []
         self._said_overtaken = False
+        self._said_without_table = False
+        self._tables = None if archive is None else Tables(archive)
         self._start_over()
 
     def close(self) -> None:
@@ -178,8 +192,9 @@ class Collector:
                 pass
 
     def follow(self) -> None:
-        """Count what comes, until it is time to stop. Only what waiting cannot mend is raised."""
+        """Count what comes, and learn from it, until it is time to stop. Only what waiting cannot mend is raised."""
         failures = 0
+        learn_at = time.monotonic()
         while True:
             try:
                 more = self._collect(lambda size: None)
@@ -192,9 +207,20 @@ class Collector:
                 failures += 1
                 self._start_over()
                 more = False
+            # Hours that are counted in part would teach that nobody came.
+            if not more and not failures and time.monotonic() >= learn_at:
+                self._learn()
+                learn_at = time.monotonic() + LEARN_EVERY_S
             pause_s = RETRY_S[min(failures, len(RETRY_S)) - 1] * random.uniform(0.5, 1) if failures else POLL_S
             if self.wait(0 if more else pause_s):
                 return
+
+    def _learn(self) -> None:
+        """Let delivery learn from what is counted, in a transaction of its own."""
+        try:
+            self.store.run(lambda db: learn(db, time.time(), self.calendar))
+        except Exception as error:  # counting must go on, whatever is wrong with what is learned from counts
+            self.say(f"cannot learn from the results, it is tried again in an hour: {error}")
 
     def _collect(self, on_read: Callable[[int], object]) -> bool:
         """Count, in one transaction, what there is, or a good part of it; whether there may be more."""
@@ -205,6 +231,8 @@ class Collector:
                 for damage in batch.damage:
                     self.say(f"{batch.path}: {damage.length} bytes at {damage.offset} are no record: {damage.reason}")
                 self._aggregator.add(batch.records)
+                if self._refusals is not None:
+                    self._refusals.add(self._sampling.take())
                 tail.commit(batch)
                 on_read(batch.end - batch.start)
                 read_bytes += batch.end - batch.start
@@ -215,6 +243,8 @@ class Collector:
         if not progress:
             return False
         tally = self._aggregator.tally
+        if self._refusals is not None:
+            tally.refusals = self._refusals.counts()
         try:
             self.repeated += self.store.run(
                 lambda db: results.add_tally(
@@ -228,6 +258,9 @@ class Collector:
             self._start_over()
             return True
         self._aggregator.tally = results.Tally()
+        if self._refusals is not None:
+            self._refusals.clear()
+            self._say_without_table(self._refusals)
         self._positions.note_stored()
         self.records += records
         self.damaged += damaged
@@ -238,4 +271,11 @@ class Collector:
         self.close()
         self._positions = StorePositions(self.store)
         self._aggregator = Aggregator(self.calendar)
-        self._tails = [Tail(path, self._positions, COUNTED) for path in self.paths]
+        self._sampling = Sampling()
+        self._refusals = None if self._tables is None else Refusals(self._tables, self.calendar)
+        self._tails = [Tail(path, self._positions, self._sampling) for path in self.paths]
+
+    def _say_without_table(self, refusals: Refusals) -> None:
+        if refusals.without_table and not self._said_without_table:
+            self.say(f"why campaigns were not shown is not counted for some requests: {refusals.why}")
+            self._said_without_table = True

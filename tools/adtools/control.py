@@ -1,5 +1,10 @@
-"""What a running server says on its control listener, one process or several workers behind one."""
+"""What a running server says on its control listener: one process, several workers behind one, or several units.
 
+Units of systemd have a listener each, so `*` in the path of a socket stands for all of a host's:
+unix:/run/adcore/*/control.sock
+"""
+
+import glob
 import http.client
 import json
 import socket
@@ -12,6 +17,8 @@ from adcore.listen import UnixAddress, parse_address
 
 # A server under load answers in milliseconds; one that takes this long is stuck.
 TIMEOUT_S = 5.0
+
+CONTROL_HELP = "the server's control listener: unix:PATH or HOST:PORT; * in PATH: of every server of this host"
 
 
 class ControlError(AdcoreError):
@@ -98,9 +105,27 @@ class Host:
 
 
 def ask_host(control: str, poller: str, **arguments: str) -> Host:
-    """/status, with the rates of this poller. Raises ControlError."""
-    query = "".join(f"&{name}={value}" for name, value in arguments.items())
-    code, status = get(control, f"/status?poller={poller}{query}")
+    """/status of all that `control` stands for, with the rates of this poller. Raises ControlError."""
+    target = f"/status?poller={poller}" + "".join(f"&{name}={value}" for name, value in arguments.items())
+    if not (control.startswith("unix:") and "*" in control):
+        return Host(_status(control, target))
+    units = [f"unix:{path}" for path in sorted(glob.glob(control.removeprefix("unix:")))]
+    if not units:
+        raise ControlError(f"there is no socket {control}; is a server running, and may this user see it?")
+    answers: list[Mapping[str, Any]] = []
+    for unit in units:
+        try:
+            status = _status(unit, target)
+        except ControlError as error:
+            answers.append({"number": unit, "error": str(error)})
+        else:
+            workers = status.get("workers", [{**status, "number": "the one"}])
+            answers += [{**worker, "number": f"{worker['number']} of {unit}"} for worker in workers]
+    return Host({"workers": answers})
+
+
+def _status(control: str, target: str) -> Mapping[str, Any]:
+    code, status = get(control, target)
     if code != 200 or not isinstance(status, dict) or not ("workers" in status or "process" in status):
         raise ControlError(f"{control} answers {code}, and no status; is it the --control address of a server?")
-    return Host(status)
+    return status

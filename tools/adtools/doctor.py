@@ -40,8 +40,8 @@ when something fails; a warning costs speed or room, not ads.
 examples:
   adctl doctor
   adctl doctor --unix /run/adcore/ad.sock      the socket too: its mode, its group, does a server answer
-  adctl doctor --config /etc/adcore.toml       with the settings of a server
-  sudo -u www-data adctl doctor --unix /run/adcore/ad.sock     as the web server sees it
+  adctl doctor --config /etc/adcore/adcore.toml    with the settings of a server
+  runuser -u www-data -- adctl doctor --unix /run/adcore/ad.sock     as the web server sees it
   adctl doctor --json | jq '.findings[] | select(.status == "fail")'
 """
 
@@ -409,7 +409,7 @@ def _ping(path: Path, status: os.stat_result) -> Finding:
         return Finding("socket", "fail", f"{path}: {error!r}", "see whether it is adcore that listens there")
     finally:
         connection.close()
-    if answer.status == 200 and body == b"ok":
+    if answer.status == 200 and body.strip() == b"ok":
         return Finding("socket", "ok", f"{path} answers /ping")
     if answer.status == 503:
         advice = "it has no table yet: see the source above, and the server's log"

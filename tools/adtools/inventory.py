@@ -183,7 +183,7 @@ def read_document(name: str) -> object:
         line = raw.count(b"\n", 0, error.start) + 1
         raise _not_json(f"line {line} is not UTF-8; save the file as UTF-8") from None
     try:
-        return json.loads(text, object_pairs_hook=_without_repeats)
+        return json.loads(text, object_pairs_hook=without_repeats)
     except json.JSONDecodeError as error:
         raise _not_json(f"line {error.lineno}, column {error.colno}: {error.msg}") from None
     except (ValueError, RecursionError) as error:
@@ -194,7 +194,7 @@ def _not_json(message: str) -> InventoryError:
     return InventoryError((Problem("$", "file", f"is not the JSON of an inventory: {message}"),))
 
 
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in pairs:
         if name in found:

@@ -72,7 +72,7 @@ def cat(name: str, form: Any) -> Iterator[Damage]:
     """Print a file's records; the damage in it is left to the caller. Raises OSError."""
     # A pipe gives what has come so far, and somebody may be waiting for that.
     flush = name == "-"
-    with closing(_open(name)) as file:
+    with closing(open_with_progress(name)) as file:
         for item in read_records(file):
             if isinstance(item, Damage):
                 yield item
@@ -86,10 +86,6 @@ def as_json(record: AnyRecord) -> str:
 
 def as_text(record: AnyRecord) -> str:
     """Time, type, id, placement, what was shown or why not, and who asked."""
-    try:
-        time = datetime.fromtimestamp(record.time, UTC).isoformat(timespec="milliseconds")
-    except (OverflowError, ValueError, OSError):
-        time = repr(record.time)  # no clock of ours, but somebody's record
     match record:
         case Impression():
             what = f"{record.campaign}/{record.creative} chance {record.chance:.4g}"
@@ -100,10 +96,19 @@ def as_text(record: AnyRecord) -> str:
     who = " ".join(filter(None, (record.device, record.os, record.country, record.ip)))
     if record.ivt:
         who += " ivt"
-    return f"{time}  {type_of(record):<10}  {record.id}  {record.placement:<12}  {what}  [{who}]"
+    return f"{time_text(record.time)}  {type_of(record):<10}  {record.id}  {record.placement:<12}  {what}  [{who}]"
 
 
-def _open(name: str) -> BufferedIOBase:
+def time_text(time: float) -> str:
+    """In UTC, to the millisecond."""
+    try:
+        return datetime.fromtimestamp(time, UTC).isoformat(timespec="milliseconds")
+    except (OverflowError, ValueError, OSError):
+        return repr(time)  # no clock of ours, but somebody's record
+
+
+def open_with_progress(name: str) -> BufferedIOBase:
+    """A log, or standard input for "-". Raises OSError."""
     if name == "-":
         return os.fdopen(os.dup(sys.stdin.fileno()), "rb")
     path = Path(name)

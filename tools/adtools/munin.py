@@ -5,7 +5,7 @@ Link tools/munin/adcore_ into /etc/munin/plugins as adcore_requests, adcore_late
 
   [adcore_*]
   user adcore
-  env.ADCORE_CONTROL unix:/run/adcore/control.sock
+  env.ADCORE_CONTROL unix:/run/adcore/*/control.sock
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from adcore.errors import AdcoreError
-from adtools.control import ControlError, Host, address, ask_host
+from adtools.control import CONTROL_HELP, ControlError, Host, address, ask_host
 
 PREFIX = "adcore_"
 
@@ -147,7 +147,7 @@ def add_parser(subparsers: Any) -> None:
         epilog="graphs:\n" + "".join(f"  {PREFIX}{name:<12} {graph.title}\n" for name, graph in GRAPHS.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--control", metavar="ADDR", help="the server's control listener: unix:PATH or HOST:PORT")
+    parser.add_argument("--control", metavar="ADDR", help=CONTROL_HELP)
     parser.add_argument("name", metavar="NAME", help="what the plugin is called, like adcore_requests")
     parser.add_argument("mode", nargs="?", default="fetch", choices=("fetch", "config", "autoconf", "suggest"))
     parser.set_defaults(run=run)

@@ -122,8 +122,8 @@ class Report(NamedTuple):
     span: Span
     zone: tzinfo
     campaign: str | None
-    refusals: list[tuple[str, int]]
-    """Why the one campaign was not shown, in how many requests."""
+    refusals: Mapping[str, int]
+    """Why the one campaign was not shown where it could have been: requests by reason, the most frequent first."""
     by_hour: list[Sums]
     """Hour, campaign, creative, placement, and the numbers."""
     unfilled: list[Sums]
@@ -142,7 +142,7 @@ def read_report(store: Any, keys: tuple[str, ...], span: Span, zone: tzinfo, arg
         with db.reading():
             by_hour = results.read_results(db, ("hour", "campaign", "creative", "placement"), span, args.campaign)
             unfilled = [] if args.campaign else results.read_unfilled(db, ("hour", "placement", "reason"), span)
-            refusals = []
+            refusals: Mapping[str, int] = {}
             if args.campaign:
                 days = [results.day_of(max(0, min(end, LAST_HOUR)), calendar) for end in (span.start, span.end - 1)]
                 refusals = results.read_refusals(db, args.campaign, days[0], days[1])
@@ -261,6 +261,6 @@ def show_share(row: Mapping[str, Any]) -> str:
     return f"{100 * row['clicks'] / row['impressions']:.2f} ({100 * low:.2f} to {100 * high:.2f})"
 
 
-def shares(counts: Sequence[tuple[str, int]]) -> list[tuple[str, int, float]]:
-    total = sum(count for _, count in counts)
-    return [(reason, count, count / total if total else 0.0) for reason, count in counts]
+def shares(counts: Mapping[str, int]) -> list[tuple[str, int, float]]:
+    total = sum(counts.values())
+    return [(reason, count, count / total) for reason, count in counts.items()]

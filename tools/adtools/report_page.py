@@ -8,6 +8,7 @@ import io
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from datetime import datetime, tzinfo
 from html import escape
 from itertools import accumulate
@@ -21,13 +22,19 @@ from adtools.report import LAST_HOUR, Report, fold, shares, show_share, wilson
 # More in one picture can't be told apart; the tables have all of them.
 LINES_MAX = 12
 BARS_MAX = 30
-COLOURS = ("#2c5f8a", "#d1793b", "#4b8b57", "#a23b4f", "#6f5b9a", "#8a7a3d", "#3f8f94", "#777777")
+# Seen on white and on black.
+COLOURS = ("#3f7fb5", "#d1793b", "#4b8b57", "#b8485f", "#8570b3", "#9a893f", "#3f8f94", "#888888")
+# Stands for the colour of the page's text, which is the reader's, light or dark.
+INK = "#010203"
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 62em; margin: 2em auto; padding: 0 1em; color: #222 }
+:root { color-scheme: light dark; --line: #999; --faint: #666; --band: #f6f6f6 }
+@media (prefers-color-scheme: dark) { :root { --line: #777; --faint: #aaa; --band: #262626 } }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 62em; margin: 2em auto; padding: 0 1em }
+figure { margin: 0 }
 h1 { font-size: 1.5em } h2 { font-size: 1.15em; margin-top: 2.2em } svg { max-width: 100%; height: auto }
 table { border-collapse: collapse } th, td { padding: .15em .8em .15em 0; text-align: left; vertical-align: top }
-thead th { border-bottom: 1px solid #999 } td.n, th.n { text-align: right; font-variant-numeric: tabular-nums }
-.note { color: #666 } tbody tr:nth-child(even) { background: #f6f6f6 }
+thead th { border-bottom: 1px solid var(--line) } td.n, th.n { text-align: right; font-variant-numeric: tabular-nums }
+.note { color: var(--faint) } tbody tr:nth-child(even) { background: var(--band) }
 """
 
 Cells = Iterable[Sequence[object]]
@@ -36,27 +43,32 @@ Cells = Iterable[Sequence[object]]
 def render(report: Report, now: datetime) -> str:
     """The page. Raises ConfigError without matplotlib."""
     draw = Drawing()
-    names = {one["id"]: one for one in report.campaigns}
     title = f"Campaign {report.campaign}" if report.campaign else "Delivery"
-    parts = [f"<h1>{escape(title)}</h1>", describe(report, now)]
-    parts += plan_of(names[report.campaign], report.zone) if report.campaign in names else []
-    parts += [f"<h2>By {escape(', '.join(report.keys))}</h2>", main_table(report)]
-    parts += ["<h2>Delivery against goal</h2>", draw.deliveries(report)]
-    what = "creative" if report.campaign else "campaign"
-    parts += [f"<h2>Clicks per impression, by {what}</h2>", draw.rates(report, what)]
-    if report.campaign:
-        parts += ["<h2>Why it was not shown</h2>", refusals_table(report)]
-        for key in ("placement", "day"):
-            rows = fold(report.by_hour, (key,), RESULT_NUMBERS, Calendar(report.zone))
-            parts += [f"<h2>By {key}</h2>", numbers_table((key,), RESULT_NUMBERS, rows)]
-    else:
-        parts += ["<h2>Requests that got nothing</h2>", draw.unfilled(report), unfilled_table(report)]
-    body = "\n".join(parts)
+    with draw.ink():
+        body = "\n".join([f"<h1>{escape(title)}</h1>", describe(report, now), *chapters(report, draw)])
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>\n'
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
         f"<style>{STYLE}</style></head>\n<body>\n{body}\n</body></html>\n"
     )
+
+
+def chapters(report: Report, draw: "Drawing") -> list[str]:
+    """Everything below the page's title."""
+    names = {one["id"]: one for one in report.campaigns}
+    parts = plan_of(names[report.campaign], report.zone) if report.campaign in names else []
+    parts += [f"<h2>By {escape(', '.join(report.keys))}</h2>", main_table(report)]
+    parts += ["<h2>Delivery against goal</h2>", draw.deliveries(report)]
+    what = "creative" if report.campaign else "campaign"
+    parts += [f"<h2>Clicks per impression, by {what}</h2>", draw.rates(report, what)]
+    if not report.campaign:
+        return [*parts, "<h2>Requests that got nothing</h2>", draw.unfilled(report), unfilled_table(report)]
+    parts += ["<h2>Why it was not shown</h2>", refusals_table(report)]
+    for key in ("placement", "day"):
+        if report.keys != (key,):
+            rows = fold(report.by_hour, (key,), RESULT_NUMBERS, Calendar(report.zone))
+            parts += [f"<h2>By {key}</h2>", numbers_table((key,), RESULT_NUMBERS, rows)]
+    return parts
 
 
 # Words and tables
@@ -105,7 +117,10 @@ def numbers_table(keys: Sequence[str], numbers: Sequence[str], rows: Sequence[Ma
 
 def refusals_table(report: Report) -> str:
     if not report.refusals:
-        return '<p class="note">No reasons are in the store for this time; adctl replay puts them there.</p>'
+        return (
+            '<p class="note">No reasons were counted in this time; '
+            "adctl collect counts them where it has the archive of tables.</p>"
+        )
     rows = ((reason, Number(f"{share:.1%}"), Number(f"{n:,}")) for reason, n, share in shares(report.refusals))
     return make_table(("reason", Number("share"), Number("requests")), rows)
 
@@ -158,6 +173,13 @@ class Drawing:
         self._dates: Any = dates
         self._figure: Callable[..., Any] = Figure
 
+    def ink(self) -> AbstractContextManager[None]:
+        """How figures look that are made inside; ids in them are the same for the same figures."""
+        inked = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
+        settings: dict[str, Any] = {"svg.fonttype": "none", "text.parse_math": False, "grid.color": "#888888"}
+        context: AbstractContextManager[None] = self._matplotlib.rc_context({**settings, **dict.fromkeys(inked, INK)})
+        return context
+
     def deliveries(self, report: Report) -> str:
         """Impressions (or clicks, where they are the goal) until each hour, the goal, and the straight line to it."""
         flights = [
@@ -195,7 +217,7 @@ class Drawing:
             sums = [0, *accumulate(hours[hour] for hour in times)]
             axes.plot(self._local(points, zone), sums, color=COLOURS[0], label="delivered")
         if goal:
-            axes.axhline(goal, color="#333333", linewidth=1.2, linestyle=":", label="goal")
+            axes.axhline(goal, color=INK, linewidth=1.2, linestyle=":", label="goal")
         flight = campaign.get("starts_at"), campaign.get("ends_at")
         if goal and all(flight):
             ends = [datetime.fromisoformat(str(text).replace("Z", "+00:00")).timestamp() for text in flight]
@@ -222,7 +244,7 @@ class Drawing:
         below = [max(0.0, rate - 100 * low) for rate, (low, _) in zip(rates, bounds, strict=True)]
         above = [max(0.0, 100 * high - rate) for rate, (_, high) in zip(rates, bounds, strict=True)]
         places = range(len(shown))
-        axes.errorbar(rates, places, xerr=[below, above], fmt="o", color=COLOURS[0], ecolor="#9db8cc", capsize=3)
+        axes.errorbar(rates, places, xerr=[below, above], fmt="o", color=COLOURS[0], ecolor=COLOURS[0], capsize=3)
         axes.set_yticks(places, [row[key] for row in shown])
         axes.set_ylim(len(shown) - 0.5, -0.5)
         axes.set_xlabel("clicks per 100 impressions, with 95 % confidence interval (Wilson)")
@@ -265,13 +287,12 @@ class Drawing:
         axes.grid(linewidth=0.4)
 
     def _svg(self, figure: Any, label: str) -> str:
-        """Text as text, the same bytes for the same figures."""
+        """Text as text; ids differ between the figures of a page."""
         file = io.StringIO()
-        settings = {"svg.fonttype": "none", "svg.hashsalt": label, "text.parse_math": False}
-        with self._matplotlib.rc_context(settings), warnings.catch_warnings():
+        with self._matplotlib.rc_context({"svg.hashsalt": label}), warnings.catch_warnings():
             # Of letters that its own font has not it only guesses the width; the reader's browser draws them.
             warnings.filterwarnings("ignore", "Glyph .* missing from font")
-            figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
-        text = file.getvalue()
+            figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        text = file.getvalue().replace(INK, "currentColor")
         # What stands before it is for a file of its own.
         return f'<figure role="img" aria-label="{escape(label)}">{text[text.index("<svg") :]}</figure>'

@@ -17,7 +17,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from adtools.control import ControlError, Host, address, ask_host
+from adtools.control import CONTROL_HELP, ControlError, Host, address, ask_host
 
 CAMPAIGNS_SHOWN = 10
 # When a number is shown in yellow, and when in red.
@@ -33,7 +33,7 @@ def add_parser(subparsers: Any) -> None:
         description=__doc__.partition("\n\n")[2],
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--control", metavar="ADDR", help="the server's control listener: unix:PATH or HOST:PORT")
+    parser.add_argument("--control", metavar="ADDR", help=CONTROL_HELP)
     parser.add_argument("--interval", type=_interval, default=2.0, metavar="SECONDS", help="between looks (default: 2)")
     parser.add_argument("--once", action="store_true", help="print one view and end")
     parser.set_defaults(run=run)

@@ -45,6 +45,7 @@ class Record(msgspec.Struct, tag_field="type", tag="impression"):
     time: float
     id: str
     placement: str
+    generation: str
     revision: int
     host: str
     device: str
@@ -213,6 +214,7 @@ class Job:
                     now,
                     impression_id,
                     placement_id,
+                    "79ddfa69df9cf7a5",
                     1,
                     self.host,
                     agent.device,

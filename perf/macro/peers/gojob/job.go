@@ -258,7 +258,7 @@ func (job *Job) write(now time.Time, id []byte, placementID string, who agent, c
 	line = append(line, id...)
 	line = append(line, `","placement":"`...)
 	line = append(line, placementID...)
-	line = append(line, `","revision":1,"host":`...)
+	line = append(line, `","generation":"79ddfa69df9cf7a5","revision":1,"host":`...)
 	line = append(line, job.host...)
 	line = append(line, `,"device":"`...)
 	line = append(line, who.device...)

@@ -1,0 +1,182 @@
+"""The page "Why is my ad not showing?": a described request, and what each campaign's chance or obstacles are.
+
+Asks the running server that --control names, which knows what was delivered; without one it decides on the inventory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, get_args
+
+from django import forms
+from django.conf import settings
+from django.http import HttpRequest, HttpResponse
+from django.template.response import TemplateResponse
+
+from adcore.control.explain import ExplainError
+from adcore.core.calendar import Calendar
+from adcore.core.inventory import DEVICES, OPERATING_SYSTEMS, Priority
+from adcore.errors import AdcoreError
+from adcore.sources import sqlstore
+from adtools.admin.forms import Moment, One, Words, named
+from adtools.admin.models import Campaign, Placement
+from adtools.control import ControlError
+from adtools.explain import ask, explain_inventory
+
+# What stands against a campaign, for a person. {wanted} is what it targets, {given} what the request says.
+TEXTS = {
+    "paused": "It is paused.",
+    "placement": "It is booked for {wanted}, and not for {given}.",
+    "format": "The placement takes none of its creatives' formats.",
+    "size": "None of its creatives has the placement's size.",
+    "not_started": "It starts at {starts_at}.",
+    "ended": "It ended at {ends_at}.",
+    "device": "It is for {wanted}; the request's device: {given}.",
+    "os": "It is for {wanted}; the request's system: {given}.",
+    "country": "It is for {wanted}; the request's country: {given}.",
+    "language": "It is for readers of {wanted}; the visitor's languages: {given}.",
+    "keyword_missing": "It needs one of the keywords {wanted}; the page's: {given}.",
+    "keyword_excluded": "It avoids pages with {wanted}; the page's keywords: {given}.",
+    "key_value": "It needs {wanted}; the page's: {given}.",
+    "hour": "It runs in the hours {wanted} only.",
+    "weekday": "It runs on other days of the week only.",
+    "goal_reached": "Its goal is reached.",
+    "daily_cap": "It had all that its daily cap allows today.",
+    "ahead_of_schedule": "It is ahead of its schedule and waits; its pacing is even.",
+    "frequency_cap": "This visitor has seen it as often as its frequency cap allows.",
+    "already_on_page": "It is on this page already.",
+    "lower_priority": "A campaign of a higher priority is eligible, and goes first.",
+    "lost_draw": "It was eligible, and another one was drawn.",
+}
+# The field of the targeting and that of the request that a reason is about.
+ABOUT = {
+    "placement": ("placements", "placement"),
+    "device": ("devices", "device"),
+    "os": ("os", "os"),
+    "country": ("countries", "country"),
+    "language": ("languages", "languages"),
+    "keyword_missing": ("keywords_any", "keywords"),
+    "keyword_excluded": ("keywords_none", "keywords"),
+    "key_value": ("key_values", "key_values"),
+    "hour": ("hours", "time"),
+}
+NO_CANDIDATE = {
+    "unknown_placement": "There is no such placement.",
+    "no_campaigns": "There are no campaigns.",
+}
+
+
+class ExplainForm(forms.Form):
+    placement = One("Placement", [])
+    device = One("Device", [("", "unknown"), *named(DEVICES)])
+    os = One("Operating system", [("", "unknown"), *named(OPERATING_SYSTEMS)])
+    country = Words("Country", "JP", maxlength="2")
+    languages = Words("Languages", "As browsers send them: ja, en")
+    keywords = Words("Keywords of the page", "Separated by commas.")
+    key_values = Words("Key-values of the page", "A line each: section = manga", lines=2)
+    user = Words("Visitor's key", "Whose frequency caps to apply.")
+    time = Moment("Time", "Empty: now.")
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fields["placement"].widget.choices = [
+            (placement.id, f"{placement.id} ({placement.width} × {placement.height})")
+            for placement in Placement.objects.all()
+        ]
+        self.fields["time"].help_text += f" Clocks of {settings.ADCORE.time_zone.key}."
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """The request as /explain takes it."""
+        given = self.cleaned_data
+        pairs = [(name, given[name]) for name in self.fields if name != "key_values" and given[name]]
+        for line in filter(None, map(str.strip, given["key_values"].splitlines())):
+            name, _, value = line.partition("=")
+            pairs.append((f"kv.{name.strip()}", value.strip()))
+        return pairs
+
+
+class Row(NamedTuple):
+    """One campaign's answer."""
+
+    campaign: str
+    name: str
+    chance: float
+    """In percent."""
+    creatives: list[tuple[str, float]]
+    reasons: list[tuple[str, str]]
+    """Each by its name in the logs, and for a person."""
+    wanted: bool
+    """It is the one that the person asks about."""
+
+
+def explain_view(request: HttpRequest, context: dict[str, Any]) -> HttpResponse:
+    """The form, and the answer if one was asked for. `?campaign=ID` marks one campaign in it."""
+    asked = "placement" in request.GET
+    form = ExplainForm(request.GET if asked else None, initial={"device": "desktop"})
+    campaign = request.GET.get("campaign", "")
+    answer: dict[str, Any] = {}
+    if asked and form.is_valid():
+        try:
+            answer = explanation(form.pairs(), form.cleaned_data, campaign)
+        except (ExplainError, AdcoreError) as error:
+            form.add_error(None, str(error))
+    return TemplateResponse(
+        request,
+        "adtools/explain.html",
+        {**context, "title": "Why is my ad not showing?", "form": form, "campaign": campaign, **answer},
+    )
+
+
+def explanation(pairs: list[tuple[str, str]], described: Mapping[str, str], wanted: str) -> dict[str, Any]:
+    """What the page shows of the answer. Raises ExplainError, and AdcoreError when nobody answers."""
+    options = settings.ADCORE
+    unanswered = ""
+    if options.control is not None:
+        try:
+            (found,) = ask(options.control, pairs)
+        except ControlError as error:
+            unanswered = f"{error}."
+    else:
+        unanswered = "This admin knows no running server (--control)."
+    if unanswered:
+        (found,) = explain_inventory(options.source, Calendar(options.time_zone), pairs)
+    rows: dict[str, list[Row]] = {tier: [] for tier in get_args(Priority)}
+    documents = {campaign.id: sqlstore.campaign_object(campaign.row(), []) for campaign in Campaign.objects.all()}
+    for candidate in found["candidates"]:
+        rows[candidate["priority"]].append(_row(candidate, documents.get(candidate["campaign"], {}), described, wanted))
+    return {
+        "found": found,
+        "unanswered": unanswered,
+        "no_ad": NO_CANDIDATE.get(found["reason"] or "", "No campaign is eligible."),
+        "tiers": [
+            (tier, sorted(tier_rows, key=lambda row: -row.chance)) for tier, tier_rows in rows.items() if tier_rows
+        ],
+    }
+
+
+def _row(candidate: Mapping[str, Any], document: Mapping[str, Any], described: Mapping[str, str], wanted: str) -> Row:
+    return Row(
+        candidate["campaign"],
+        candidate["name"],
+        round(100 * candidate.get("chance", 0.0), 2),
+        [(creative, round(100 * share, 2)) for creative, share in candidate.get("creatives", {}).items()],
+        [(reason, reason_text(reason, document, described)) for reason in candidate.get("reasons", ())],
+        candidate["campaign"] == wanted,
+    )
+
+
+def reason_text(reason: str, document: Mapping[str, Any], described: Mapping[str, str]) -> str:
+    """One reason in words, with what the campaign wants and what the request is. A new reason is shown by its name."""
+    targeting, given = ABOUT.get(reason, ("", ""))
+    return TEXTS.get(reason, reason).format(
+        wanted=_listed(document.get("targeting", {}).get(targeting)) or "something else",
+        given=described.get(given) or "none that it tells",
+        starts_at=document.get("starts_at"),
+        ends_at=document.get("ends_at"),
+    )
+
+
+def _listed(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "; ".join(f"{name} = {' or '.join(map(str, values))}" for name, values in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else ""
