@@ -6,32 +6,44 @@ while its predecessor drains, more or fewer of them than the last time.
 """
 
 import fcntl
-import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
 
-from adcore.counters import CounterState, add_counts
+from adcore.counts import CounterState
 from adcore.errors import StartError
-
-log = logging.getLogger("adcore.counterfile")
 
 # Far above --workers and those that drain; past this something starts processes without end.
 FILES_MAX = 1024
 
 
+class Kept(msgspec.Struct, forbid_unknown_fields=True):
+    """What a file holds; tally.py says what the last two are for."""
+
+    counts: CounterState = {}
+    """What the processes that had the file have counted themselves."""
+    shared: dict[str, tuple[int, int, int]] = {}
+    """{counter in memcached: (its tag, how much of it is of these counts, how much of that is in doubt)}"""
+    elsewhere: CounterState = {}
+    """What was counted and stands in no file of this state directory."""
+
+
 class CounterFile:
     """This process's counts on disk, replaced whole by rename, so that a crash leaves the old or the new ones.
 
-    `path` is the first file's; the others have a number in their name.
+    `first` is the first file's path; the others have a number in their name. `path` is the one of them that this is
+    for, where somebody else holds its lock.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._first = path
-        self.path = path
+    def __init__(self, first: Path, path: Path | None = None) -> None:
+        self._first = first
+        self.path = first if path is None else path
         self._lock_fd: int | None = None
-        self._others: dict[Path, CounterState] = {}
+        self._others: dict[Path, tuple[tuple[int, ...], Kept]] = {}
+        """What each other file was when it was read (_version), and what it held."""
 
     def lock(self) -> None:
         """Take a file for this process. Raises StartError."""
@@ -44,29 +56,58 @@ class CounterFile:
                 return
         raise StartError(f"{FILES_MAX} processes keep their counts in {self._first.parent}; see --state-dir")
 
-    def load(self) -> CounterState:
-        """The counts that this process goes on with. Raises StartError for a file that can't be read."""
+    @property
+    def lock_fds(self) -> tuple[int, ...]:
+        """The descriptor that holds the lock, for a process that writes the file in our stead."""
+        return () if self._lock_fd is None else (self._lock_fd,)
+
+    def load(self) -> Kept:
+        """What this process goes on with. Raises StartError for a file that can't be read."""
         return _load(self.path)
 
-    def load_others(self) -> CounterState:
-        """The sum of all other files. Raises StartError for one that can't be read and could not be before."""
-        total: CounterState = {}
+    def others(self) -> tuple[dict[Path, Kept], list[str]]:
+        """What the other files hold, and what is wrong with those that can't be read; what they held before counts."""
+        found, problems = {}, []
         for path in sorted(self._first.parent.glob(f"{self._first.stem}*.json")):
-            if path != self.path:
-                try:
-                    self._others[path] = _load(path)
-                except StartError as error:
-                    if path not in self._others:
-                        raise
-                    log.error("%s; what it said before still counts", error)
-                add_counts(total, self._others[path])
-        return total
+            if path == self.path:
+                continue
+            try:
+                version = _version(path)
+                if path not in self._others or self._others[path][0] != version:
+                    self._others[path] = version, _load(path)
+            except (StartError, OSError) as error:
+                problems.append(str(error))
+            if path in self._others:
+                found[path] = self._others[path][1]
+        return found, problems
 
-    def save(self, state: CounterState) -> None:
+    def is_alone(self) -> bool:
+        """Whether no other process has a file here; one may have a lock and not have written its file yet."""
+        for path in self._first.parent.glob(f"{self._first.stem}*.lock"):
+            if path != self.path.with_suffix(".lock"):
+                fd = _lock(path)
+                if fd is None:
+                    return False
+                os.close(fd)
+        return True
+
+    @contextmanager
+    def taken(self, path: Path) -> Iterator["CounterFile | None"]:
+        """One of the other files for a while, if no process has it."""
+        fd = _lock(path.with_suffix(".lock"))
+        if fd is None:
+            yield None
+            return
+        try:
+            yield CounterFile(self._first, path)
+        finally:
+            os.close(fd)
+
+    def save(self, kept: Kept) -> None:
         """Write the counts. Raises OSError, with the old file left in place."""
         aside = self.path.with_suffix(".new")
         with aside.open("wb") as file:
-            file.write(msgspec.json.encode(state))
+            file.write(msgspec.json.encode(kept))
             file.flush()
             os.fsync(file.fileno())
         aside.replace(self.path)
@@ -91,11 +132,20 @@ def _lock(path: Path) -> int | None:
     return fd
 
 
-def _load(path: Path) -> CounterState:
+def _version(path: Path) -> tuple[int, ...]:
+    status = path.stat()
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def _load(path: Path) -> Kept:
     try:
-        return msgspec.json.decode(path.read_bytes(), type=CounterState)
+        raw = path.read_bytes()
+        try:
+            return msgspec.json.decode(raw, type=Kept)
+        except msgspec.ValidationError:  # the first versions wrote nothing but the counts
+            return Kept(msgspec.json.decode(raw, type=CounterState))
     except FileNotFoundError:
-        return {}
+        return Kept()
     except (OSError, msgspec.DecodeError) as error:
         raise StartError(
             f"cannot read the delivery counts in {path} ({error}); remove the file to count from zero"

@@ -5,28 +5,29 @@ because they are behind. It is replaced whole whenever it changes, so that its i
 impression is three additions: how many more may follow before a campaign can stand elsewhere is known from the last
 look (pacing.standing), so a goal of 10 ends at 10.
 
-Knows no clock and no file: the moment is an argument, and `to_state` gives plain data for CounterFile.
+Knows no clock and no file: the moment is an argument, and what this process has counted itself (`untold`) and what
+others have (`take_in`) are plain data, exchanged by Teller.
 """
 
 import heapq
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from math import inf
 
-from adcore.core.adtable import AdTable
+from adcore.core.adtable import AdTable, Steps, finish
 from adcore.core.calendar import Calendar, Moment
 from adcore.core.inventory import Campaign
 from adcore.core.pacing import Delivered, standing
 from adcore.core.reason import Reason
+from adcore.counts import NOTHING, CounterState, add_to_parts, figures
 
-CounterState = dict[str, tuple[int, int, int, int, int]]
-"""{campaign: (impressions, clicks, day, impressions on that day, clicks on that day)}"""
-NOTHING = (0, 0, 0, 0, 0)
+# So many campaigns are looked at in one step: 100 us at most.
+STEP_CAMPAIGNS = 20
 
 
 class Count(Delivered):
     """What one campaign has delivered, and how far it is from the next look at its limits."""
 
-    __slots__ = ("campaign_id", "look_time", "looked_time", "until_look")
+    __slots__ = ("campaign_id", "look_time", "looked_time", "others", "until_look")
 
     def __init__(self, campaign_id: str) -> None:
         super().__init__()
@@ -36,10 +37,44 @@ class Count(Delivered):
         self.looked_time = inf
         self.look_time = inf
         """The last look was then, and from this time on another one is needed."""
+        self.others = NOTHING
+        """What the counts have of other processes; of the day only as long as it is theirs."""
 
     def look_soon(self) -> None:
         self.until_look = 0
         self.looked_time = inf
+
+    def turn_to(self, day: int) -> None:
+        """As Delivered.turn_to, but a day that comes again, by a clock that was set, has what others counted on it."""
+        if day != self.day:
+            super().turn_to(day)
+            if day == self.others[2]:
+                self.impressions_today, self.clicks_today = self.others[3:]
+
+    def take_in(self, others: tuple[int, int, int, int, int]) -> None:
+        """Count this of others in place of what they had before."""
+        before, self.others = self.others, others
+        self.impressions += others[0] - before[0]
+        self.clicks += others[1] - before[1]
+        if before[2] == self.day:
+            self.impressions_today -= before[3]
+            self.clicks_today -= before[4]
+        if others[2] == self.day:
+            self.impressions_today += others[3]
+            self.clicks_today += others[4]
+        elif others[2] > self.day:
+            self.turn_to(others[2])
+
+    def own(self) -> tuple[int, int, int, int, int]:
+        """All but what others have counted."""
+        impressions, clicks, impressions_today, clicks_today = figures(self.others, self.day)
+        return (
+            self.impressions - impressions,
+            self.clicks - clicks,
+            self.day,
+            self.impressions_today - impressions_today,
+            self.clicks_today - clicks_today,
+        )
 
 
 class Counters:
@@ -48,13 +83,17 @@ class Counters:
     def __init__(self, calendar: Calendar) -> None:
         self.calendar = calendar
         self.held: Mapping[str, Reason] = {}
-        self.changed = False
         self._counts: dict[str, Count] = {}
         self._limited: Mapping[str, Campaign] = {}
         self._watched: list[Count] = []
         """Theirs."""
-        self._others: CounterState = {}
-        """What the counts have of other processes."""
+        self._told: CounterState = {}
+        """What `untold` has given of this one."""
+
+    @property
+    def limited(self) -> Mapping[str, Campaign]:
+        """The campaigns that counts can stop, as the table in use has them."""
+        return self._limited
 
     def of(self, campaign_id: str) -> Count:
         count = self._counts.get(campaign_id)
@@ -72,20 +111,18 @@ class Counters:
 
     def turn(self, moment: Moment) -> None:
         """Let time pass: a new day's caps, and campaigns whose line has caught up with them."""
-        now = moment.time
-        due = [count for count in self._watched if not count.looked_time <= now < count.look_time]
-        if due:
-            self._look_at(due, moment, dict(self.held))
+        finish(self.turn_in_steps(lambda: moment.time))
 
-    def _look_at(self, counts: Iterable[Count], moment: Moment, held: dict[str, Reason]) -> None:
-        for count in counts:
-            reason = self._look(count, moment)
-            if reason is not None:
-                held[count.campaign_id] = reason
-            else:
-                held.pop(count.campaign_id, None)
-        if held != self.held:
-            self.held = held
+    def turn_in_steps(self, clock: Callable[[], float]) -> Steps[None]:
+        """The same in small steps, each for the time that it is then."""
+        watched = self._watched
+        for start in range(0, len(watched), STEP_CAMPAIGNS):
+            now = clock()
+            some = watched[start : start + STEP_CAMPAIGNS]
+            due = [count for count in some if not count.looked_time <= now < count.look_time]
+            if due:
+                self._look_at(due, self.calendar.moment(now))
+            yield
 
     def count_impression(self, count: Count, day: int, now: float) -> None:
         """Count one on the local day `day`; `count` is what `of` gives."""
@@ -95,7 +132,6 @@ class Counters:
         count.impressions += 1
         count.impressions_today += 1
         count.until_look -= 1
-        self.changed = True
         if count.until_look <= 0:
             self._look_and_hold(count, self.calendar.moment(now))
 
@@ -103,8 +139,16 @@ class Counters:
         count.turn_to(moment.day)
         count.clicks += 1
         count.clicks_today += 1
-        self.changed = True
         self._look_and_hold(count, moment)
+
+    def _look_at(self, counts: Iterable[Count], moment: Moment, before: Mapping[str, Reason] | None = None) -> None:
+        """Note where these campaigns stand now; the others stand as `before` says, or as they did."""
+        held = self.held if before is None else before
+        looked = {count.campaign_id: self._look(count, moment) for count in counts}
+        if any(held.get(campaign_id) is not reason for campaign_id, reason in looked.items()):
+            held = {name: reason for name, reason in {**held, **looked}.items() if reason is not None}
+        if held != self.held:
+            self.held = held
 
     def _look_and_hold(self, count: Count, moment: Moment) -> None:
         reason = self._look(count, moment)
@@ -136,54 +180,40 @@ class Counters:
         today = [count for count in self._counts.values() if count.day == day]
         return heapq.nlargest(number, today, key=lambda count: count.impressions_today)
 
-    def to_state(self) -> CounterState:
-        """What this process has counted itself: all but what `rebase` has told it of others."""
-        state = {}
-        for campaign_id, d in self._counts.items():
-            impressions, clicks, day, impressions_today, clicks_today = self._others.get(campaign_id, NOTHING)
-            if day != d.day:
-                impressions_today = clicks_today = 0
-            own = (d.impressions - impressions, d.clicks - clicks)
-            if any(own):
-                state[campaign_id] = (
-                    *own,
-                    d.day,
-                    # A clock that was set back over midnight has taken more than there was.
-                    max(0, d.impressions_today - impressions_today),
-                    max(0, d.clicks_today - clicks_today),
-                )
-        return state
+    def untold(self) -> Steps[list[CounterState]]:
+        """What this process has counted itself and has not told yet, in parts; each campaign with all its counts."""
+        parts: list[CounterState] = []
+        for number, count in enumerate(list(self._counts.values()), 1):
+            campaign_id = count.campaign_id
+            own = count.own()
+            if own != self._told.get(campaign_id) and (any(own[:2]) or campaign_id in self._told):
+                self._told[campaign_id] = own
+                add_to_parts(parts, campaign_id, own)
+            if number % STEP_CAMPAIGNS == 0:
+                yield
+        return parts
+
+    def tell_again(self) -> None:
+        """Nobody knows what was told: `untold` begins anew."""
+        self._told = {}
 
     def restore(self, own: CounterState) -> None:
-        """Go on from what `to_state` gave once."""
-        self._add({}, own)
-
-    def rebase(self, others: CounterState) -> None:
-        """Take in what others have counted until now, in place of what they had the last time."""
-        self._add(self._others, others)
-        self._others = others
-
-    def _add(self, before: CounterState, now: CounterState) -> None:
-        for campaign_id, counts in now.items():
-            was = before.get(campaign_id, NOTHING)
-            if counts == was:
-                continue
-            impressions, clicks, day, impressions_today, clicks_today = counts
+        """Go on from what this process, or the one before it, had counted itself."""
+        for campaign_id, (impressions, clicks, day, impressions_today, clicks_today) in own.items():
             count = self.of(campaign_id)
+            count.turn_to(day)
             count.look_soon()
-            count.impressions += impressions - was[0]
-            count.clicks += clicks - was[1]
-            counted_then = was[2] == day == count.day
-            if day > count.day:
-                count.turn_to(day)
-            if day == count.day:
-                count.impressions_today += impressions_today - (was[3] if counted_then else 0)
-                count.clicks_today += clicks_today - (was[4] if counted_then else 0)
+            count.impressions += impressions
+            count.clicks += clicks
+            count.impressions_today += impressions_today
+            count.clicks_today += clicks_today
 
-
-def add_counts(total: CounterState, more: CounterState) -> None:
-    """Add `more` to `total`. Of two days the later one's counts are today's."""
-    for campaign_id, counts in more.items():
-        first, second = sorted((total.get(campaign_id, NOTHING), counts), key=lambda c: c[2])
-        today = (second[3], second[4]) if first[2] < second[2] else (first[3] + second[3], first[4] + second[4])
-        total[campaign_id] = (first[0] + second[0], first[1] + second[1], second[2], *today)
+    def take_in(self, others: CounterState, moment: Moment) -> None:
+        """Count what others have counted until now, in place of what they had before, and hold what has had enough."""
+        changed = []
+        for campaign_id, counts in others.items():
+            count = self.of(campaign_id)
+            if counts != count.others:
+                count.take_in(counts)
+                changed.append(count)
+        self._look_at(changed, moment)

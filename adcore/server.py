@@ -26,7 +26,7 @@ import uvloop
 
 from adcore import __version__, errorlog
 from adcore.acceptor import Acceptor
-from adcore.background import BackgroundThread
+from adcore.bank import Places, TallyProcess
 from adcore.config import Config, reload_config
 from adcore.control.explain import ExplainError, explain_request
 from adcore.control.handlers import ControlHandlers
@@ -68,8 +68,10 @@ from adcore.settings import COUNTS_FILE, FOLLOWED_FILES, LAST_GOOD_FILE
 from adcore.sources import open_store
 from adcore.sources.lastgood import LastGood
 from adcore.sources.loader import Loader, Sources
-from adcore.sources.refresh import Refresher
+from adcore.sources.refresh import Refresher, in_slices
 from adcore.state import State
+from adcore.tally import Ask, Tally
+from adcore.teller import Teller
 from adcore.tokens import KeyRing
 from adcore.version import revision
 
@@ -159,7 +161,6 @@ class Server:
         self._sharing: asyncio.Task[None] | None = None
         self.calendar = Calendar(config.time_zone)
         self.ids = impression_ids()
-        self._counting = BackgroundThread("counts")
 
     async def run(self) -> int:
         config = self.config
@@ -184,8 +185,7 @@ class Server:
             self.counter_file = CounterFile(config.state_dir / COUNTS_FILE)
             on_exit.callback(self.counter_file.close)
             self.counter_file.lock()
-            self.state.counters.restore(self.counter_file.load())
-            self.state.counters.rebase(self.counter_file.load_others())
+            self._restore_counts()
             spool = open_spool(config.spool_dir)
             self.queue = RecordQueue(config.log_queue_bytes, FORMS[config.log_format], spool)
             if spool is None:
@@ -198,6 +198,7 @@ class Server:
                 take_over(config.spool_dir, config.log, self.queue)
             self.refresher = self._make_refresher()
             on_exit.callback(self.refresher.close)
+            self.teller = self._make_teller()
             self.handlers = self._make_handlers(config, keyring, self.calendar)
             self.http = Http1Server(
                 self.handlers,
@@ -224,13 +225,15 @@ class Server:
         reporting = loop.create_task(self.notifier.report(self._summary), name="report")
         # A large document is taken apart meanwhile, and nothing in it is garbage before it is all done.
         gc.disable()
+        self.teller.warm_up()
         if not await self.refresher.start():
             log.error("no ad table yet; %s", self._without_table())
         gc.enable()
+        await self.teller.start()
         timers = [
             loop.create_task(self.refresher.run(), name="refresh"),
             loop.create_task(self._turn(), name="turn"),
-            loop.create_task(self._save_counts(), name="save-counts"),
+            loop.create_task(self.teller.run(), name="counts"),
         ]
         stopping = loop.create_task(self.stopping.wait())
         stop_accepting = await self._accept(listener)
@@ -251,8 +254,7 @@ class Server:
         self.http.abort()
         for timer in timers:
             timer.cancel()
-        await self._within(config.graceful_timeout, self._write_counts())
-        self._counting.shutdown()
+        await self.teller.close()
         await self.writer.close(writing, lambda written: self._within(config.graceful_timeout, written))
         if control_server is not None:
             control_server.close()
@@ -335,6 +337,36 @@ class Server:
             labels=labels,
             use=self._use_table,
             interval_s=config.refresh,
+            uniform=random.random,
+        )
+
+    def _restore_counts(self) -> None:
+        """Go on from what this host has counted. Raises StartError."""
+        tally, counters = Tally(self.counter_file), self.state.counters
+        moment = self.calendar.moment(time.time())
+        counters.restore(tally.own)
+        for part in tally.exchange(Ask(moment.day, None, None), [])[1]:
+            counters.take_in(part, moment)
+
+    def _make_teller(self) -> Teller:
+        config = self.config
+        places = Places(
+            str(config.state_dir / COUNTS_FILE),
+            str(self.counter_file.path),
+            config.source,
+            config.memcached,
+            config.memcached_prefix,
+        )
+        labels = {"files": str(config.state_dir), "store": open_store(config.source).label}
+        if config.memcached is not None:
+            labels["memcached"] = f"memcached {config.memcached}"
+        return Teller(
+            TallyProcess(places, self.counter_file.lock_fds),
+            self.counter_file,
+            self.state.counters,
+            generation=lambda: self.refresher.generation,
+            interval_s=config.refresh,
+            labels=labels,
             uniform=random.random,
         )
 
@@ -428,7 +460,8 @@ class Server:
         }
 
     def _counter_status(self) -> dict[str, object]:
-        return {"held": self.state.counters.held, "file": str(self.counter_file.path)}
+        counters = self.state.counters
+        return {"held": counters.held, "file": str(self.counter_file.path), "sharing": self.teller.status()}
 
     def _busiest_campaigns(self, number: int) -> list[dict[str, object]]:
         today = self.calendar.moment(time.time()).day
@@ -508,7 +541,7 @@ class Server:
             self.calendar = self.state.counters.calendar = calendar
             self.http.handler = self.handlers = handlers
             self.http.trusted_peers = config.trusted_peers
-            self.refresher.interval_s = config.refresh
+            self.refresher.interval_s = self.teller.interval_s = config.refresh
             fixed = [name for name in FIXED_SETTINGS if getattr(config, name) != getattr(self.config, name)]
             self.config = config
             note = f"; {', '.join(fixed)} will change with a restart" if fixed else ""
@@ -523,34 +556,13 @@ class Server:
         while True:
             await asyncio.sleep(TURN_INTERVAL_S)
             errorlog.flush()
-            self.state.counters.turn(self.calendar.moment(time.time()))
+            await in_slices(self.state.counters.turn_in_steps(time.time))
 
     async def _share(self, acceptor: Acceptor) -> None:
         """Leave to other workers what this one has too much of."""
         while not self.stopping.is_set():
             await asyncio.sleep(SHARE_INTERVAL_S)
             give_up(self.http, acceptor.excess())
-
-    async def _save_counts(self) -> None:
-        while True:
-            await asyncio.sleep(self.config.refresh)
-            await self._write_counts()
-
-    async def _write_counts(self) -> None:
-        """Exchange counts with the other processes. In a thread: a disk may take seconds for the smallest file."""
-        loop = asyncio.get_running_loop()
-        counters = self.state.counters
-        try:
-            counters.rebase(await loop.run_in_executor(self._counting, self.counter_file.load_others))
-        except StartError as error:
-            log.error("%s", error)
-        if counters.changed:
-            counters.changed = False
-            try:
-                await loop.run_in_executor(self._counting, self.counter_file.save, counters.to_state())
-            except OSError as error:
-                counters.changed = True
-                log.error("cannot save the delivery counts in %s: %s", self.counter_file.path, error.strerror)
 
 
 def give_up(http: Http1Server, connections: int) -> None:

@@ -357,8 +357,8 @@ SECTIONS: dict[str, tuple[Setting, ...]] = {
             "memcached",
             SERVICE_ADDRESS,
             None,
-            "memcached through which the processes share what one of them read",
-            "one process reads the store and the rest load its snapshot",
+            "memcached through which processes share ads and delivery counts",
+            "one process reads the store and the rest load its snapshot; goals and daily caps hold across hosts",
         ),
         Setting(
             "memcached_prefix",

@@ -4,12 +4,14 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from adcore.core.adtable import AdTable, build_table
+from adcore.core.adtable import AdTable, build_table, finish
 from adcore.core.calendar import Calendar, Moment
 from adcore.core.reason import Reason
-from adcore.counterfile import CounterFile
-from adcore.counters import Counters, add_counts
+from adcore.counterfile import CounterFile, Kept
+from adcore.counters import STEP_CAMPAIGNS, Counters
+from adcore.counts import PART_MAX, CounterState
 from adcore.errors import StartError
+from adcore.tally import Tally
 
 ZONE = ZoneInfo("Asia/Tokyo")
 EVENING = datetime(2026, 11, 1, 23, 59, 59, tzinfo=ZONE).timestamp()
@@ -114,6 +116,10 @@ def test_a_new_goal_is_held_against_what_was_delivered_before() -> None:
     assert counters.held == {"c": Reason.GOAL_REACHED}
 
 
+def untold(counters: Counters) -> CounterState:
+    return {campaign: counts for part in finish(counters.untold()) for campaign, counts in part.items()}
+
+
 def test_counts_survive_a_restart(tmp_path: Path) -> None:
     counters = Counters(Calendar(UTC))
     built = table(goal={"impressions": 2})
@@ -121,12 +127,12 @@ def test_counts_survive_a_restart(tmp_path: Path) -> None:
     counters.use(built, moment)
     count_impression(counters, moment)
     file = locked(tmp_path)
-    assert file.load() == {}
-    file.save(counters.to_state())
+    assert file.load() == Kept()
+    file.save(Kept(untold(counters)))
     file.close()
 
     again = Counters(Calendar(UTC))
-    again.restore(locked(tmp_path).load())
+    again.restore(locked(tmp_path).load().counts)
     again.use(built, moment)
     count_impression(again, moment)
     assert again.held == {"c": Reason.GOAL_REACHED}
@@ -138,73 +144,112 @@ def locked(folder: Path) -> CounterFile:
     return file
 
 
-def test_each_process_has_a_file_and_all_count_their_sum(tmp_path: Path) -> None:
-    """Whoever takes which file after a restart."""
+def test_only_what_is_new_is_told_and_all_of_it_again_if_need_be() -> None:
+    counters = Counters(Calendar(UTC))
+    moment = counters.calendar.moment(0)
+    counters.of("never shown")
+    assert untold(counters) == {}
+    count_impression(counters, moment)
+    assert untold(counters) == {"c": (1, 0, moment.day, 1, 0)}
+    assert untold(counters) == {}
+    counters.take_in({"c": (5, 5, moment.day, 5, 5), "d": (1, 0, moment.day, 1, 0)}, moment)
+    assert untold(counters) == {}
+    counters.count_click(counters.of("c"), moment)
+    assert untold(counters) == {"c": (1, 1, moment.day, 1, 1)}
+    counters.tell_again()
+    assert untold(counters) == {"c": (1, 1, moment.day, 1, 1)}
+
+
+def test_many_campaigns_are_told_in_parts_and_steps() -> None:
+    counters = Counters(Calendar(UTC))
+    for number in range(2 * PART_MAX + 1):
+        counters.count_impression(counters.of(f"c{number}"), 1, 0.0)
+    steps = counters.untold()
+    assert sum(1 for _ in steps) == (2 * PART_MAX + 1) // STEP_CAMPAIGNS
+    counters.tell_again()
+    parts = finish(counters.untold())
+    assert [len(part) for part in parts] == [PART_MAX, PART_MAX, 1]
+
+
+def test_each_process_has_a_file(tmp_path: Path) -> None:
+    """Whoever takes which file after a restart; a file that nobody has can be taken for a while."""
     files = [locked(tmp_path) for _ in range(3)]
-    assert len({file.path for file in files}) == 3
-    all_counters = [Counters(Calendar(UTC)) for _ in files]
-    moment = all_counters[0].calendar.moment(0)
-    for _ in range(2):  # told once or again, nothing is counted twice
-        for number, (file, counters) in enumerate(zip(files, all_counters, strict=True)):
-            for _ in range(number + 1):
-                count_impression(counters, moment)
-            counters.rebase(file.load_others())
-            file.save(counters.to_state())
-    for file, counters in zip(files, all_counters, strict=True):
-        counters.rebase(file.load_others())
-        assert (counters.of("c").impressions, counters.of("c").impressions_today) == (12, 12)
-    assert [counters.to_state()["c"][0] for counters in all_counters] == [2, 4, 6]
-    for file in files:
+    for number, file in enumerate(files):
+        file.save(Kept({"c": (number, 0, 1, number, 0)}))
+    others, problems = files[0].others()
+    assert problems == []
+    assert {path.name: kept.counts["c"][0] for path, kept in others.items()} == {"counts-1.json": 1, "counts-2.json": 2}
+    files[1].save(Kept({"c": (7, 0, 1, 7, 0)}))
+    assert files[0].others()[0][files[1].path].counts["c"][0] == 7
+    with files[0].taken(files[1].path) as taken:
+        assert taken is None
+    files[1].close()
+    with files[0].taken(files[1].path) as taken:
+        assert taken is not None
+        assert taken.load().counts["c"][0] == 7
+        with files[2].taken(files[1].path) as twice:
+            assert twice is None
+    again = locked(tmp_path)
+    assert again.path == files[1].path
+    for file in (files[0], files[2], again):
         file.close()
 
-    second = locked(tmp_path)
-    assert second.path == files[0].path
-    again = Counters(Calendar(UTC))
-    again.restore(second.load())
-    again.rebase(second.load_others())
-    assert again.of("c").impressions == 12
-    assert again.to_state()["c"][0] == 2
-    second.close()
+
+def test_what_others_have_counted_holds_at_once() -> None:
+    counters = Counters(Calendar(UTC))
+    moment = counters.calendar.moment(0)
+    counters.use(table(goal={"impressions": 10}), moment)
+    counters.take_in({"c": (9, 0, moment.day, 9, 0)}, moment)
+    assert counters.held == {}
+    held = counters.held
+    counters.take_in({"c": (10, 0, moment.day, 10, 0)}, moment)
+    assert counters.held == {"c": Reason.GOAL_REACHED}
+    assert held == {}
 
 
 def test_what_others_counted_yesterday_is_not_of_today() -> None:
     counters = Counters(Calendar(UTC))
-    counters.rebase({"c": (10, 1, 100, 4, 1)})
+    moment = counters.calendar.moment(0)
+    counters.take_in({"c": (10, 1, 100, 4, 1)}, moment)
     counters.of("c").turn_to(101)
-    counters.rebase({"c": (12, 1, 100, 6, 1)})
+    counters.take_in({"c": (12, 1, 100, 6, 1)}, moment)
     assert (counters.of("c").impressions, counters.of("c").impressions_today) == (12, 0)
-    counters.rebase({"c": (13, 1, 101, 1, 0)})
+    counters.take_in({"c": (13, 1, 101, 1, 0)}, moment)
     assert (counters.of("c").impressions, counters.of("c").impressions_today) == (13, 1)
-    counters.rebase({"c": (15, 1, 102, 2, 0)})
+    counters.take_in({"c": (15, 1, 102, 2, 0)}, moment)
     assert (counters.of("c").impressions, counters.of("c").impressions_today) == (15, 2)
-    assert counters.to_state() == {}
+    assert untold(counters) == {}
 
 
-def test_of_two_files_the_later_day_is_today() -> None:
-    total = {"a": (5, 0, 100, 5, 0), "b": (1, 1, 101, 1, 1)}
-    add_counts(total, {"a": (7, 0, 101, 2, 0), "b": (2, 0, 101, 1, 0), "c": (1, 0, 99, 1, 0)})
-    assert total == {"a": (12, 0, 101, 2, 0), "b": (3, 1, 101, 2, 1), "c": (1, 0, 99, 1, 0)}
-
-
-def test_a_clock_set_back_over_midnight_leaves_no_negative_count() -> None:
+def test_a_clock_that_is_set_back_and_forth_over_midnight_keeps_what_others_counted() -> None:
     counters = Counters(Calendar(UTC))
-    counters.rebase({"c": (10, 0, 101, 4, 0)})
-    counters.of("c").turn_to(100)
-    counters.of("c").turn_to(101)
-    counters.of("c").impressions += 1
-    counters.of("c").impressions_today += 1
-    assert counters.to_state() == {"c": (1, 0, 101, 0, 0)}
+    count = counters.of("c")
+    counters.take_in({"c": (10, 0, 101, 4, 0)}, counters.calendar.moment(0))
+    count_impression(counters, Moment(0.0, 0, 0, 101))
+    count.turn_to(100)
+    assert count.impressions_today == 0
+    count_impression(counters, Moment(0.0, 0, 0, 101))
+    assert (count.impressions, count.impressions_today) == (12, 5)
+    assert untold(counters) == {"c": (2, 0, 101, 1, 0)}
+    counters.take_in({"c": (10, 0, 101, 3, 0)}, counters.calendar.moment(0))
+    assert untold(counters) == {}
 
 
-def test_anothers_file_that_is_damaged_later_counts_as_before(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_anothers_file_that_is_damaged_later_counts_as_before(tmp_path: Path) -> None:
     file, other = locked(tmp_path), locked(tmp_path)
-    other.save({"c": (1, 0, 1, 1, 0)})
-    assert file.load_others() == {"c": (1, 0, 1, 1, 0)}
+    kept = Kept({"c": (1, 0, 1, 1, 0)})
+    other.save(kept)
+    assert file.others() == ({other.path: kept}, [])
     other.path.write_text("{")
-    assert file.load_others() == {"c": (1, 0, 1, 1, 0)}
-    assert "counts-1.json" in caplog.text
-    file.close()
-    other.close()
+    held, problems = file.others()
+    assert held == {other.path: kept}
+    assert "counts-1.json" in problems[0]
+    third = locked(tmp_path)
+    assert third.others()[0] == {}
+    with pytest.raises(StartError, match=r"counts-1\.json"):
+        Tally(third)
+    for each in (file, other, third):
+        each.close()
 
 
 def test_too_many_processes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,3 +266,9 @@ def test_counts_that_cannot_be_read_are_named_and_not_forgotten(tmp_path: Path, 
     path.write_bytes(content)
     with pytest.raises(StartError, match=r"counts\.json"):
         CounterFile(path).load()
+
+
+def test_a_file_of_the_first_versions_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "counts.json"
+    path.write_text('{"c": [5, 1, 739000, 2, 0]}')
+    assert CounterFile(path).load() == Kept({"c": (5, 1, 739000, 2, 0)})

@@ -45,7 +45,7 @@ MAY_IMPORT = {
 ONLY_IN = {
     "MySQLdb": {"adcore.sources.mysql"},
     "sqlite3": {"adcore.sources.sqlite"},
-    "pymemcache": {"adcore.sources.snapshot"},
+    "pymemcache": {"adcore.sources.memcached"},
     "httptools": {"adcore.http1.request", "adcore.http1.plain"},
     "backports": {"adcore.sources.archive"},
     "maxminddb": {"adcore.geoip"},

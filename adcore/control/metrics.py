@@ -127,6 +127,7 @@ def collect(status: Mapping[str, Any], histograms: Mapping[str, Histogram]) -> I
     yield counter("adcore_views_repeated_total", "Views within the window.", delivery["views_repeated"])
 
     yield from collect_table(status["table"], status["refresh"])
+    yield from collect_counts(status["counts"])
     yield from collect_log(status["log"])
 
 
@@ -147,6 +148,20 @@ def collect_table(table: Mapping[str, Any], refresh: Mapping[str, Any]) -> Itera
     yield counter("adcore_table_loads_total", "Tables by where they came from.", refresh["loads"], "origin")
     up = GaugeMetricFamily("adcore_source_up", "Whether a source answered when last asked.", labels=["source"])
     for source in refresh["sources"]:
+        if source["ok"] is not None:
+            up.add_metric([source["source"]], source["ok"])
+    yield up
+
+
+def collect_counts(counts: Mapping[str, Any]) -> Iterator[Metric]:
+    sharing = counts["sharing"]
+    yield gauge("adcore_campaigns_held", "Campaigns held back by a goal, a cap or even pacing.", len(counts["held"]))
+    yield counter("adcore_counts_exchanges_total", "Times that counts were exchanged.", sharing["exchanges"])
+    yield counter("adcore_counts_errors_total", "Errors on the way.", sharing["errors"])
+    yield gauge("adcore_counts_age_seconds", "Since that went without an error.", sharing["age_s"])
+    yield gauge("adcore_counts_exchange_seconds", "How long the last one took.", sharing["took_s"])
+    up = GaugeMetricFamily("adcore_counts_source_up", "Whether it answered when last asked.", labels=["source"])
+    for source in sharing["sources"]:
         if source["ok"] is not None:
             up.add_metric([source["source"]], source["ok"])
     yield up

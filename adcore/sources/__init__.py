@@ -4,7 +4,7 @@ A `Store` is the database of record (SQLite, MySQL): it gives and takes document
 calls block and belong in one thread at a time.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 from urllib.parse import unquote
@@ -42,6 +42,13 @@ class Rows(msgspec.Struct, frozen=True):
     document: dict[str, Any]
 
 
+class Note(msgspec.Struct, frozen=True):
+    """How a source (store, snapshot, disk or archive) did: an error, or None when it answered."""
+
+    source: str
+    error: str | None
+
+
 class Source(Protocol):
     """What the refresh timer reads. Every call may raise SourceError."""
 
@@ -57,7 +64,10 @@ class Source(Protocol):
 
 
 class Store(Source, Protocol):
-    """What adctl changes."""
+    """What adctl changes, and what `adctl collect` counts into."""
+
+    def delivered(self, campaigns: Sequence[str], day: str) -> dict[str, tuple[int, int, int, int]]:
+        """What was collected of these campaigns, in all and on a local date (results.read_delivered)."""
 
     def migrate(self) -> list[str]:
         """Bring the tables up to date; the names of the migrations that were applied."""

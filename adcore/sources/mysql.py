@@ -11,7 +11,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from adcore.core.inventory import Inventory
 from adcore.errors import ConfigError, SourceError
-from adcore.sources import Revision, Rows, sqlstore
+from adcore.sources import Revision, Rows, results, sqlstore
 
 CONNECT_TIMEOUT_S = 3
 # A full load of 100,000 creatives takes a second or two; a server that is silent for longer hangs.
@@ -50,6 +50,10 @@ class MysqlStore:
     def load(self) -> Rows:
         with self._naming_errors():
             return sqlstore.read_rows(self)
+
+    def delivered(self, campaigns: Sequence[str], day: str) -> dict[str, tuple[int, int, int, int]]:
+        with self._naming_errors():
+            return results.read_delivered(self, campaigns, day)
 
     def migrate(self) -> list[str]:
         with self._naming_errors():

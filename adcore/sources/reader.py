@@ -19,7 +19,7 @@ import msgspec
 from adcore.core.adtable import AdTable, Steps, change_table, check_document
 from adcore.core.inventory import Campaign, Inventory, Placement, Problem
 from adcore.errors import SourceError
-from adcore.sources import Revision, Rows, Source
+from adcore.sources import Note, Revision, Rows, Source
 from adcore.sources.archive import TableArchive
 from adcore.sources.codec import encode_rows
 from adcore.sources.lastgood import LastGood
@@ -51,13 +51,6 @@ class Ask(msgspec.Struct, frozen=True):
     """The digest of rows that were refused at the look before; b"" for none."""
     known: bytes
     """Digests of the campaigns served, in their order (`digests`)."""
-
-
-class Note(msgspec.Struct, frozen=True):
-    """How a source (store, snapshot, disk or archive) did: an error, or None when it answered."""
-
-    source: str
-    error: str | None
 
 
 class Offer(msgspec.Struct, frozen=True):

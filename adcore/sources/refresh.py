@@ -19,10 +19,10 @@ from typing import Protocol, TypeVar
 from adcore.background import BackgroundThread
 from adcore.core.adtable import EMPTY, AdTable, Steps, build_table, finish, let_go
 from adcore.errors import SourceError
-from adcore.sources import Revision
+from adcore.sources import Note, Revision
+from adcore.sources.child import ChildError
 from adcore.sources.lastgood import LastGood
-from adcore.sources.loader import LoaderError
-from adcore.sources.reader import Answer, Ask, Note, Offer, apply_offer, digests
+from adcore.sources.reader import Answer, Ask, Offer, apply_offer, digests
 
 log = logging.getLogger("adcore.sources")
 
@@ -164,6 +164,11 @@ class Refresher:
         self._looker.close()
         self._thread.shutdown()
 
+    @property
+    def generation(self) -> str | None:
+        """Of the store whose table is served."""
+        return None if self._served is None else self._served.generation
+
     def status(self) -> dict[str, object]:
         return {
             "sources": [health.to_status() for health in self.healths.values()],
@@ -198,7 +203,7 @@ class Refresher:
                 await self._take(answer.offer, parts)
                 self.table_monotonic = answer.asked_monotonic
                 self._note(await self._in_thread(self._looker.keep))
-        except LoaderError as error:
+        except ChildError as error:
             log.error("%s", error)
             self._reload = self._reload or reload
         except Exception:
@@ -220,18 +225,7 @@ class Refresher:
 
     async def _in_slices(self, steps: Steps[R]) -> R:
         """Do the steps between the requests; all at once when there is no table yet to answer them with."""
-        if self._served is None:
-            return finish(steps)
-        clock = self._clock_slice
-        while True:
-            end = clock() + SLICE_S
-            try:
-                while clock() < end:
-                    next(steps)
-            except StopIteration as last:
-                result: R = last.value
-                return result
-            await asyncio.sleep(PAUSE_S)
+        return finish(steps) if self._served is None else await in_slices(steps, self._clock_slice)
 
     def _note(self, notes: Iterable[Note]) -> None:
         for note in notes:
@@ -253,3 +247,16 @@ class Refresher:
         rows, kept_wall = kept
         table = build_table(rows.document, revision=rows.revision.number, generation=rows.revision.generation)
         return table, digests(table.campaigns.values()), rows.revision, kept_wall
+
+
+async def in_slices(steps: Steps[R], clock: Callable[[], float] = time.perf_counter) -> R:
+    """Do the steps between the requests."""
+    while True:
+        end = clock() + SLICE_S
+        try:
+            while clock() < end:
+                next(steps)
+        except StopIteration as last:
+            result: R = last.value
+            return result
+        await asyncio.sleep(PAUSE_S)

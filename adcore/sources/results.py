@@ -80,6 +80,29 @@ def position(db: Dialect, identity: str) -> tuple[int, bool]:
     return (rows[0]["position"], bool(rows[0]["done"])) if rows else (0, False)
 
 
+def read_delivered(db: Dialect, campaigns: Sequence[str], day: str) -> dict[str, tuple[int, int, int, int]]:
+    """What is collected: {campaign: (impressions, clicks, impressions on `day`, clicks on `day`)}.
+
+    `day` is a date of the site's time zone, YYYY-MM-DD. A campaign of which nothing is collected is missing.
+    """
+    delivered = {}
+    for start in range(0, len(campaigns), IN_MAX):
+        some = campaigns[start : start + IN_MAX]
+        rows = db.query(
+            "SELECT campaign, SUM(impressions) AS impressions, SUM(clicks) AS clicks, "
+            f"SUM(CASE WHEN day = {db.placeholder} THEN impressions ELSE 0 END) AS impressions_today, "
+            f"SUM(CASE WHEN day = {db.placeholder} THEN clicks ELSE 0 END) AS clicks_today "
+            f"FROM delivered WHERE campaign IN ({', '.join([db.placeholder] * len(some))}) GROUP BY campaign",
+            (day, day, *some),
+        )
+        for row in rows:
+            delivered[row["campaign"]] = (
+                *(int(row["impressions"]), int(row["clicks"])),
+                *(int(row["impressions_today"]), int(row["clicks_today"])),
+            )
+    return delivered
+
+
 def add_tally(
     db: Dialect, tally: Tally, progress: Sequence[Progress], *, calendar: Calendar, window_s: float, now: float
 ) -> int:

@@ -5,22 +5,17 @@ the head is written last, so that a reader never mixes two snapshots; it checks 
 fit together is no snapshot.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from hashlib import blake2b
-from typing import Any
 
 import msgspec
-from pymemcache import Client
-from pymemcache.exceptions import MemcacheError
 
 from adcore.errors import SourceError
 from adcore.sources import Revision, Rows
 from adcore.sources.codec import decode_rows, encode_rows
+from adcore.sources.memcached import Memcached
 
 # A memcached that is there answers in a millisecond. One that hangs must not keep a change from being served: after
 # this the store is read. (pymemcache waits so long for each piece of an answer.)
-CONNECT_TIMEOUT_S = 0.5
 TIMEOUT_S = 0.5
 # memcached's default limit for an item is 1 MiB with its key and header.
 CHUNK_BYTES = 1_000_000
@@ -42,26 +37,17 @@ class Snapshot:
     """The snapshot in the memcached at `address` ("unix:PATH" or "HOST:PORT"). Calls block; raises SourceError."""
 
     def __init__(self, address: str, prefix: str, owner: str) -> None:
-        self.label = f"memcached {address}"
         # Rows of another form than this one's are another version's.
         self._prefix = f"{prefix}rows1:"
         self._head_key = self._prefix + "head"
         self._owner = owner.encode()
-        server: Any = address
-        if not address.startswith("unix:"):
-            host, _, port = address.rpartition(":")
-            server = (host.strip("[]"), int(port))
-        self._client = Client(
-            server,
-            connect_timeout=CONNECT_TIMEOUT_S,
-            timeout=TIMEOUT_S,
-            no_delay=not address.startswith("unix:"),
-            default_noreply=False,
-        )
+        self._cache = Memcached(address, TIMEOUT_S)
+        self._client = self._cache.client
+        self.label = self._cache.label
 
     def head(self) -> Head | None:
         """What is there; None when there is nothing that makes sense."""
-        with self._naming_errors():
+        with self._cache.naming_errors():
             raw = self._client.get(self._head_key)
         try:
             head = msgspec.msgpack.decode(raw or b"", type=Head)
@@ -79,7 +65,7 @@ class Snapshot:
         if head is None:
             return None
         keys = self._chunk_keys(head)
-        with self._naming_errors():
+        with self._cache.naming_errors():
             chunks = [self._client.get(key) for key in keys]
         if not all(isinstance(chunk, bytes) for chunk in chunks):
             return None
@@ -91,7 +77,7 @@ class Snapshot:
         chunks = [payload[at : at + CHUNK_BYTES] for at in range(0, len(payload), CHUNK_BYTES)]
         head = Head(rows.revision, _hash(payload), len(chunks))
         before = self.head()
-        with self._naming_errors():
+        with self._cache.naming_errors():
             for key, chunk in zip(self._chunk_keys(head), chunks, strict=True):
                 if not self._client.set(key, chunk):
                     raise SourceError(f"{self.label}: it took no chunk of {len(chunk)} bytes; see its -m and -I")
@@ -103,7 +89,7 @@ class Snapshot:
     def lock(self) -> bool:
         """Whether this process may rebuild now; it may for LOCK_S seconds, or until `unlock`."""
         key = self._prefix + "lock"
-        with self._naming_errors():
+        with self._cache.naming_errors():
             if self._client.add(key, self._owner, expire=LOCK_S):
                 return True
             # Ours all the same: a memcached that hung has taken it when nobody waited for its answer any more, or the
@@ -111,7 +97,7 @@ class Snapshot:
             return bool(self._client.get(key) == self._owner)
 
     def unlock(self) -> None:
-        with self._naming_errors():
+        with self._cache.naming_errors():
             if self._client.get(self._prefix + "lock") == self._owner:
                 self._client.delete(self._prefix + "lock")
 
@@ -120,18 +106,6 @@ class Snapshot:
 
     def _chunk_keys(self, head: Head) -> list[str]:
         return [f"{self._prefix}{head.hash}:{number}" for number in range(head.chunks)]
-
-    @contextmanager
-    def _naming_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except (MemcacheError, OSError) as error:
-            self._client.close()
-            raise SourceError(f"{self.label}: {error or type(error).__name__}") from error
-        except (ValueError, IndexError, KeyError) as error:
-            # Whatever listens there does not speak memcached's protocol.
-            self._client.close()
-            raise SourceError(f"{self.label}: it does not answer like memcached ({error})") from error
 
 
 def _hash(payload: bytes) -> str:

@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from adcore.core.inventory import Inventory
 from adcore.errors import SourceError
-from adcore.sources import Revision, Rows, sqlite_path, sqlstore
+from adcore.sources import Revision, Rows, results, sqlite_path, sqlstore
 
 # How long another process's write may take; an apply of 100,000 creatives takes a few seconds.
 BUSY_TIMEOUT_S = 10.0
@@ -41,6 +41,11 @@ class SqliteStore:
         with self._naming_errors():
             self._open()
             return sqlstore.read_rows(self)
+
+    def delivered(self, campaigns: Sequence[str], day: str) -> dict[str, tuple[int, int, int, int]]:
+        with self._naming_errors():
+            self._open()
+            return results.read_delivered(self, campaigns, day)
 
     def migrate(self) -> list[str]:
         with self._naming_errors():

@@ -16,8 +16,9 @@ import pytest
 from adcore.core.adtable import EMPTY, AdTable, finish
 from adcore.sources import open_store
 from adcore.sources.archive import TableArchive
+from adcore.sources.child import ChildError
 from adcore.sources.lastgood import LastGood
-from adcore.sources.loader import Loader, LoaderError, Sources
+from adcore.sources.loader import Loader, Sources
 from adcore.sources.reader import Answer, Ask, Reader, apply_offer
 from tests.inventories import campaign, document, text_creative
 from tests.process import Adcore, adctl, ask, environment, serving, wait_for
@@ -114,7 +115,7 @@ def test_one_that_is_killed_is_an_error_and_then_another_one_starts(loader: Load
     loader.look(NOTHING)
     killed = pid_of(loader)
     os.kill(killed, signal.SIGKILL)
-    with pytest.raises(LoaderError, match="ended by signal 9"):
+    with pytest.raises(ChildError, match="ended by signal 9"):
         loader.look(NOTHING)
     assert loader.look(NOTHING)[0].offer is not None
     assert pid_of(loader) != killed
@@ -123,8 +124,8 @@ def test_one_that_is_killed_is_an_error_and_then_another_one_starts(loader: Load
 def test_one_that_makes_no_progress_is_killed(loader: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
     loader.look(NOTHING)
     os.kill(pid_of(loader), signal.SIGSTOP)
-    monkeypatch.setattr("adcore.sources.loader.ANSWER_S", 0.01)
-    with pytest.raises(LoaderError, match="ended by signal 9"):
+    monkeypatch.setattr("adcore.sources.child.ANSWER_S", 0.01)
+    with pytest.raises(ChildError, match="ended by signal 9"):
         loader.look(NOTHING)
 
 
@@ -150,9 +151,9 @@ def test_a_closed_one_starts_no_more(loader: Loader) -> None:
     pid = pid_of(loader)
     loader.close()
     wait_for(lambda: not is_there(pid))
-    with pytest.raises(LoaderError):
+    with pytest.raises(ChildError):
         loader.look(NOTHING)
-    with pytest.raises(LoaderError, match="closed"):
+    with pytest.raises(ChildError, match="closed"):
         loader.look(NOTHING)
 
 

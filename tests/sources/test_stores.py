@@ -480,6 +480,20 @@ def test_a_script_is_split_at_its_statements() -> None:
         split_statements("CREATE TABLE a (")
 
 
+def test_what_was_collected_is_summed_over_days(store: Store) -> None:
+    rows = [("a", "2026-11-01", 5, 1), ("a", "2026-11-02", 7, 0), ("b", "2026-11-01", 2, 2), ("A", "2026-11-02", 9, 9)]
+    for campaign_id, day, impressions, clicks in rows:
+        sql(
+            store,
+            "INSERT INTO delivered (campaign, day, impressions, clicks) "
+            f"VALUES ('{campaign_id}', '{day}', {impressions}, {clicks})",
+        )
+    many = [f"c{number}" for number in range(1200)]
+    assert store.delivered([*many, "a", "b"], "2026-11-02") == {"a": (12, 1, 7, 0), "b": (2, 2, 0, 0)}
+    assert store.delivered(["a"], "2026-11-03") == {"a": (12, 1, 0, 0)}
+    assert store.delivered([], "2026-11-02") == {}
+
+
 # What was learned
 
 NOW = datetime(2026, 11, 30, 12, tzinfo=UTC).timestamp()

@@ -7,7 +7,7 @@ from adcore.core.adtable import AdTable
 from adcore.core.calendar import Calendar
 from adcore.core.inventory import Campaign
 from adcore.core.pacing import Line
-from adcore.counters import NOTHING, CounterState
+from adcore.counts import NOTHING, CounterState
 from adtools.deliverable import deliverable
 from adtools.simulation import HOUR_S, Outcome
 

@@ -9,12 +9,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
-from adcore.core.adtable import AdTable
+from adcore.core.adtable import AdTable, finish
 from adcore.core.calendar import Calendar, Moment
 from adcore.core.decision import Decision, decide, explain
 from adcore.core.frequency import FrequencyMemory, Seen, campaign_key, capped
 from adcore.core.reason import Reason
-from adcore.counters import Counters, CounterState, add_counts
+from adcore.counters import Counters
+from adcore.counts import NOTHING, CounterState, figures
 from adtools.traffic import Visit
 
 TURN_S = 1.0
@@ -54,9 +55,11 @@ class Processes:
         self._refresh_s = refresh_s
         self._exchange_time = start.time + refresh_s
         self._counters = [Counters(calendar) for _ in range(number)]
+        self._own: list[CounterState] = [{} for _ in range(number)]
+        """What each has told of itself."""
         if delivered:
             self._counters[0].restore(delivered)
-        self._exchange()
+        self._exchange(start)
         for counters in self._counters:
             counters.use(table, start)
 
@@ -72,7 +75,7 @@ class Processes:
 
     def pass_time(self, moment: Moment) -> None:
         if moment.time >= self._exchange_time:
-            self._exchange()
+            self._exchange(moment)
             self._exchange_time = moment.time + self._refresh_s
         for counters in self._counters:
             counters.turn(moment)
@@ -80,16 +83,27 @@ class Processes:
     def _of(self, visit: Visit) -> Counters:
         return self._counters[int(visit.impression_id[-6:], 16) % len(self._counters)]
 
-    def _exchange(self) -> None:
+    def _exchange(self, moment: Moment) -> None:
         if len(self._counters) < 2:
             return
-        states = [counters.to_state() for counters in self._counters]
-        for counters in self._counters:
-            others: CounterState = {}
-            for other, state in zip(self._counters, states, strict=True):
-                if other is not counters:
-                    add_counts(others, state)
-            counters.rebase(others)
+        changed: set[str] = set()
+        for own, counters in zip(self._own, self._counters, strict=True):
+            for part in finish(counters.untold()):
+                own.update(part)
+                changed.update(part)
+        for own, counters in zip(self._own, self._counters, strict=True):
+            others = [other for other in self._own if other is not own]
+            counters.take_in({campaign: _sum(campaign, others) for campaign in sorted(changed)}, moment)
+
+
+def _sum(campaign: str, states: Iterable[CounterState]) -> tuple[int, int, int, int, int]:
+    """Of several days the latest one's counts are today's."""
+    counts = [state.get(campaign, NOTHING) for state in states]
+    day = max(of_day for _, _, of_day, _, _ in counts)
+    impressions, clicks, impressions_today, clicks_today = map(
+        sum, zip(*(figures(one, day) for one in counts), strict=True)
+    )
+    return impressions, clicks, day, impressions_today, clicks_today
 
 
 class Outcome:

@@ -1,0 +1,161 @@
+"""A process beside the server that answers its questions, so that what it does never holds up a request.
+
+A thread would: it shares the interpreter's lock with the loop. The process is started when there is something to ask.
+It holds no socket of the server's, and leaves with it: its standard input ends when the server does, however that came
+to be.
+
+Frames go both ways: four bytes of length, big-endian, then msgpack.
+"""
+
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from typing import IO
+
+from adcore.errors import AdcoreError
+
+# A driver's own timeouts end a call long before; this is for a process that was stopped or makes no progress.
+ANSWER_S = 300.0
+
+
+class ChildError(AdcoreError):
+    """The process ended before it had answered."""
+
+
+class Child:
+    """The process, seen from the server. Calls block and belong in one thread; the next one after an error starts
+    another process."""
+
+    def __init__(self, module: str, name: str, first: bytes, pass_fds: tuple[int, ...] = ()) -> None:
+        """The process runs the main() of `module`, and is told `first`; people know it by `name`."""
+        self._module = module
+        self._name = name
+        self._first = first
+        self._pass_fds = pass_fds
+        self._process: subprocess.Popen[bytes] | None = None
+        self._closed = False
+
+    def close(self) -> None:
+        """End the process; may be called from any thread, and waits for nothing."""
+        self._closed = True
+        process = self._process
+        if process is not None:
+            process.kill()
+
+    @property
+    def pid(self) -> int | None:
+        return None if self._process is None else self._process.pid
+
+    @contextmanager
+    def _asking(self, frames: Iterable[bytes]) -> Iterator[IO[bytes]]:
+        """Send frames as they come; the pipe that the answer comes from. Raises ChildError."""
+        process = self._process or self._start()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        watchdog = threading.Timer(ANSWER_S, process.kill)
+        watchdog.daemon = True
+        watchdog.start()
+        try:
+            _write(process.stdin, frames)
+            yield process.stdout
+        except OSError as error:
+            raise self._ended() from error
+        finally:
+            watchdog.cancel()
+
+    def _read(self, pipe: IO[bytes]) -> bytes:
+        frame = _read(pipe)
+        if frame is None:
+            raise self._ended()
+        return frame
+
+    def _start(self) -> "subprocess.Popen[bytes]":
+        if self._closed:
+            raise ChildError(f"the {self._name} is closed")
+        # Every other descriptor is closed in it, so it keeps no listening socket open.
+        process = self._process = subprocess.Popen(
+            [sys.executable, "-m", self._module],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            pass_fds=self._pass_fds,
+        )
+        if self._closed:
+            process.kill()
+        assert process.stdin is not None
+        try:
+            _write(process.stdin, [self._first])
+        except OSError as error:
+            raise self._ended() from error
+        return process
+
+    def _ended(self) -> ChildError:
+        status = self._end()
+        assert status is not None
+        how = f"by signal {-status}" if status < 0 else f"with status {status}"
+        return ChildError(f"the {self._name} process ended {how}; another one is started when it is asked again")
+
+    def _end(self) -> int | None:
+        """How it ended; None when there is none."""
+        process, self._process = self._process, None
+        if process is None:
+            return None
+        process.kill()
+        for pipe in (process.stdin, process.stdout):
+            assert pipe is not None
+            try:
+                pipe.close()
+            except OSError:  # what was left to be written
+                pass
+        return process.wait()
+
+
+class Asker:
+    """The server, seen from the process. To be made once, before anything is printed."""
+
+    def __init__(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+            # Meant for the server, of whose group this is; when that leaves, so do we.
+            signal.signal(number, signal.SIG_IGN)
+        self._outgoing = os.fdopen(os.dup(1), "wb")
+        os.dup2(2, 1)  # nothing that a driver prints comes between frames
+        self._asked: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        threading.Thread(target=self._receive, args=(sys.stdin.buffer,), daemon=True).start()
+
+    def give_way(self, niceness: int) -> None:
+        """Let the server go first from now on."""
+        with suppress(PermissionError):  # a sandbox may forbid it; the work is done all the same
+            os.nice(niceness)
+
+    def next(self) -> bytes:
+        """The frame that is sent next, `first` first; when the server is gone the process ends here."""
+        return self._asked.get()
+
+    def answer(self, *frames: bytes) -> None:
+        _write(self._outgoing, frames)
+
+    def _receive(self, incoming: IO[bytes]) -> None:
+        """Pass on what is asked; when the server is gone, stop whatever is under way."""
+        while (frame := _read(incoming)) is not None:
+            self._asked.put(frame)
+        os._exit(0)
+
+
+def _write(pipe: IO[bytes], frames: Iterable[bytes]) -> None:
+    for frame in frames:
+        pipe.write(len(frame).to_bytes(4, "big") + frame)
+    pipe.flush()
+
+
+def _read(pipe: IO[bytes]) -> bytes | None:
+    """A frame; None at the end."""
+    head = pipe.read(4)
+    if len(head) < 4:
+        return None
+    size = int.from_bytes(head, "big")
+    frame = pipe.read(size)
+    return frame if len(frame) == size else None
