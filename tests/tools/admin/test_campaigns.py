@@ -79,6 +79,12 @@ def test_saving_what_was_opened_changes_nothing(source: str, editor: Client) -> 
     assert project.history() == [("editor", "spring", "Saved without a change.")]
 
 
+def test_creatives_may_share_by_clicks(source: str, editor: Client) -> None:
+    for chosen, stored in (("ctr", "ctr"), ("", None)):
+        assert save(editor, SPRING, optimize=chosen).status_code == 302
+        assert next(one for one in project.stored(source)["campaigns"] if one["id"] == "spring")["optimize"] == stored
+
+
 def test_an_edit_is_stored_raises_the_revision_confirmed_and_is_written_down(source: str, editor: Client) -> None:
     before = revision(source)
     changes = {"weight": "20", "placements": ["side", "foot"], "creatives-0-text": "Buy two", "advertiser": "Other"}

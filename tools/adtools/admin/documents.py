@@ -59,6 +59,7 @@ def campaign_document(fields: Fields, creatives: list[dict[str, Any]], zone: Zon
     """The document that a campaign's fields describe; times without an offset are those of `zone`."""
     return {
         **{name: fields[name] for name in ("id", "name", "advertiser", "priority", "status", "pacing")},
+        "optimize": fields["optimize"] or None,
         "weight": _number(fields["weight"]),
         "starts_at": _instant(fields["starts_at"], zone),
         "ends_at": _instant(fields["ends_at"], zone),
@@ -168,6 +169,7 @@ def campaign_fields(document: Mapping[str, Any], zone: ZoneInfo) -> dict[str, An
     unit = next((unit for unit in UNITS_S if isinstance(seconds, int) and seconds % unit == 0), 1)
     return {
         **{name: document[name] for name in ("id", "name", "advertiser", "priority", "status", "pacing")},
+        "optimize": _text(document["optimize"]),
         "weight": _text(document["weight"]),
         "starts_at": _local(document["starts_at"], zone),
         "ends_at": _local(document["ends_at"], zone),

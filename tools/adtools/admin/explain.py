@@ -46,6 +46,7 @@ TEXTS = {
     "frequency_cap": "This visitor has seen it as often as its frequency cap allows.",
     "already_on_page": "It is on this page already.",
     "lower_priority": "A campaign of a higher priority is eligible, and goes first.",
+    "others_behind": "A campaign of its priority is behind its schedule, and goes first.",
     "lost_draw": "It was eligible, and another one was drawn.",
 }
 # The field of the targeting and that of the request that a reason is about.

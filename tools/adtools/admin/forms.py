@@ -230,7 +230,10 @@ class CampaignForm(forms.ModelForm):
     goal_clicks = Number("Goal, clicks")
     daily_cap_impressions = Number("Daily cap, impressions")
     daily_cap_clicks = Number("Daily cap, clicks")
-    pacing = One("Pacing", [("asap", "As soon as possible"), ("even", "Even, along a straight line")])
+    pacing = One("Pacing", [("asap", "As soon as possible"), ("even", "Even, as visitors are expected")])
+    optimize = One(
+        "Creatives share", [("", "By weight"), ("ctr", "By clicks")], "By clicks: those that are clicked more get more."
+    )
     frequency_cap_impressions = Number("Impressions per visitor")
     frequency_cap_period = Number("within")
     frequency_cap_unit = One("Unit", [(str(unit), name) for unit, name in documents.UNITS_S.items()])

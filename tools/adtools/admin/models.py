@@ -83,6 +83,7 @@ class Campaign(Stored):
     daily_cap_impressions = models.BigIntegerField(null=True)
     daily_cap_clicks = models.BigIntegerField(null=True)
     pacing = models.TextField(default="asap")
+    optimize_for = models.TextField(null=True)
     frequency_cap_impressions = models.IntegerField(null=True)
     frequency_cap_seconds = models.IntegerField(null=True)
     targeting = models.TextField(null=True)

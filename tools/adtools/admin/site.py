@@ -203,7 +203,7 @@ class CampaignAdmin(InventoryAdmin):
     actions = ("pause", "activate")
     fieldsets = (
         (None, {"fields": ("seen", "id", "name", "advertiser", "status")}),
-        ("Share", {"fields": (("priority", "weight"),)}),
+        ("Share", {"fields": (("priority", "weight"), "optimize")}),
         ("Flight", {"fields": (("starts_at", "ends_at"), ("goal_impressions", "goal_clicks"), "pacing")}),
         (
             "Limits",
