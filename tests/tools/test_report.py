@@ -284,11 +284,16 @@ def test_served_logged_and_counted_are_compared(tmp_path: Path) -> None:
             "ivt": 4,
             "unfilled": 5,
         }
+        text = server.log.read_text().splitlines(keepends=True)
+        # What this server did not serve since it started is not compared.
+        others = ({**json.loads(text[0]), "time": 1000.0}, {**json.loads(text[1]), "host": "elsewhere"})
+        (tmp_path / "others.log").write_text("".join(json.dumps(record) + "\n" for record in others))
+        status, lines = check(server, log, str(tmp_path / "others.log"))
+        assert (status, lines["served = logged"]["differences"]) == (0, {})
         with closing(open_store(source)) as store:
             more = "UPDATE results SET impressions = impressions + 3 WHERE clicks > 0"
             store.run(lambda db: db.execute(more))
             (touched,) = store.run(lambda db: db.query("SELECT COUNT(*) AS n FROM results WHERE clicks > 0"))
-        text = server.log.read_text().splitlines(keepends=True)
         server.log.write_text("".join(line for line in text[1:] if '"type":"view"' not in line) + text[0])
         status, lines = check(server, log)
         assert status == 1
