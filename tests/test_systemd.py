@@ -33,17 +33,19 @@ def value(unit: str, name: str) -> str:
 
 
 def test_systemd_finds_nothing_wrong_with_the_units(tmp_path: Path) -> None:
-    program = tmp_path / "adcore"
-    program.write_text("#!/bin/sh\n")
-    program.chmod(0o755)
+    for name in ("adcore", "adctl"):
+        program = tmp_path / name
+        program.write_text("#!/bin/sh\n")
+        program.chmod(0o755)
     for unit in UNITS.glob("adcore*"):
-        (tmp_path / unit.name).write_text(re.sub(r"/opt/adcore/venv/bin/\w+", str(program), unit.read_text()))
+        (tmp_path / unit.name).write_text(unit.read_text().replace("/opt/adcore/venv/bin", str(tmp_path)))
     verified = systemd_analyze("verify", *map(str, tmp_path.glob("adcore*.*")))
     assert (verified.returncode, verified.stderr) == (0, "")
 
 
-def test_a_worker_is_exposed_to_little() -> None:
-    shown = systemd_analyze("security", "--offline=true", "--no-pager", str(UNITS / "adcore@.service"))
+@pytest.mark.parametrize("unit", ["adcore@.service", "adcore-collect.service"])
+def test_a_service_is_exposed_to_little(unit: str) -> None:
+    shown = systemd_analyze("security", "--offline=true", "--no-pager", str(UNITS / unit))
     exposure = re.search(r"Overall exposure level for \S+: ([0-9.]+)", shown.stdout)
     assert exposure is not None, shown.stdout + shown.stderr
     assert float(exposure[1]) <= EXPOSURE_MAX, shown.stdout

@@ -10,7 +10,7 @@ Functions take a Dialect: `store.run(lambda db: results.add_tally(db, ...))`.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import date
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -22,6 +22,8 @@ ResultKey = tuple[int, str, str, str, str, str]
 """Hour, placement, campaign, creative, device, country."""
 UnfilledKey = tuple[int, str, str]
 """Hour, placement, reason."""
+Sums = dict[str, Any]
+"""A row by column: keys, and whole numbers."""
 RESULT_KEYS = ("hour", "placement", "campaign", "creative", "device", "country")
 RESULT_NUMBERS = ("impressions", "views", "clicks", "ivt")
 IMPRESSIONS, VIEWS, CLICKS, IVT = range(4)
@@ -123,20 +125,6 @@ def add_tally(
     return len(tally.events) - len(fresh)
 
 
-def read_refusals(db: Dialect, campaign: str, first_day: str = "", last_day: str = "9999-12-31") -> dict[str, int]:
-    """Why a campaign was not shown where it could have been: requests by reason, the most frequent first.
-
-    Days are local dates, both included.
-    """
-    mark = db.placeholder
-    rows = db.query(
-        f"SELECT reason, SUM(requests) AS requests FROM refusals WHERE campaign = {mark} AND day >= {mark} "
-        f"AND day <= {mark} GROUP BY reason ORDER BY requests DESC, reason",
-        (campaign, first_day, last_day),
-    )
-    return {row["reason"]: int(row["requests"]) for row in rows}
-
-
 def _move(db: Dialect, step: Progress, now: float) -> None:
     mark = db.placeholder
     known = db.query(f"SELECT position FROM collected_files WHERE identity = {mark}", (step.identity,))
@@ -164,12 +152,7 @@ def _first_events(db: Dialect, events: Sequence[Event], window_s: float, now: fl
         for row in db.query(f"SELECT event, seen_at FROM collected_events WHERE event IN ({marks})", some):
             seen[row["event"]] = row["seen_at"]
     stored = {*seen}
-    fresh = []
-    for event in events:
-        before = seen.get(event.event)
-        if before is None or abs(event.time - before) >= window_s:
-            fresh.append(event)
-            seen[event.event] = event.time
+    fresh = first_of(events, seen, window_s)
     changed = {event.event for event in fresh}
     for some in _chunks(changed & stored, IN_MAX):
         db.execute(f"DELETE FROM collected_events WHERE event IN ({', '.join([db.placeholder] * len(some))})", some)
@@ -179,6 +162,17 @@ def _first_events(db: Dialect, events: Sequence[Event], window_s: float, now: fl
         f"INSERT INTO collected_events (event, seen_at, kept_until) VALUES ({mark}, {mark}, {mark})",
         [(event, seen[event], kept_until) for event in sorted(changed)],
     )
+    return fresh
+
+
+def first_of(events: Sequence[Event], seen: dict[int, float], window_s: float) -> list[Event]:
+    """Those that were not `seen` within the window around them, at what time; they are seen then. All if it is 0."""
+    fresh = []
+    for event in events:
+        before = seen.get(event.event)
+        if before is None or abs(event.time - before) >= window_s:
+            fresh.append(event)
+            seen[event.event] = event.time
     return fresh
 
 
@@ -228,3 +222,55 @@ def _chunks(values: Iterable[int], size: int) -> Iterator[list[int]]:
     following = iter(values)
     while some := list(islice(following, size)):
         yield some
+
+
+# Reading
+
+
+class Span(NamedTuple):
+    """Hours from `start` up to and without `end`, in epoch seconds."""
+
+    start: int
+    end: int
+
+
+ALWAYS = Span(0, 1 << 60)
+
+
+def read_results(db: Dialect, keys: Sequence[str], span: Span = ALWAYS, campaign: str | None = None) -> list[Sums]:
+    """RESULT_NUMBERS summed up by these of RESULT_KEYS, in their order."""
+    return _sums(db, "results", keys, RESULT_NUMBERS, span, {} if campaign is None else {"campaign": campaign})
+
+
+def read_unfilled(db: Dialect, keys: Sequence[str], span: Span = ALWAYS) -> list[Sums]:
+    """UNFILLED_NUMBERS summed up by these of UNFILLED_KEYS, in their order."""
+    return _sums(db, "unfilled", keys, UNFILLED_NUMBERS, span, {})
+
+
+def read_refusals(db: Dialect, campaign: str, first_day: str = "", last_day: str = "9999-12-31") -> dict[str, int]:
+    """Why a campaign was not shown where it could have been: requests by reason, the most frequent first.
+
+    Days are local dates, both included.
+    """
+    mark = db.placeholder
+    rows = db.query(
+        f"SELECT reason, SUM(requests) AS requests FROM refusals WHERE campaign = {mark} AND day >= {mark} "
+        f"AND day <= {mark} GROUP BY reason ORDER BY requests DESC, reason",
+        (campaign, first_day, last_day),
+    )
+    return {row["reason"]: int(row["requests"]) for row in rows}
+
+
+def _sums(
+    db: Dialect, table: str, keys: Sequence[str], numbers: Sequence[str], span: Span, wanted: Mapping[str, str]
+) -> list[Sums]:
+    mark = db.placeholder
+    conditions = [f"hour >= {mark}", f"hour < {mark}", *(f"{name} = {mark}" for name in wanted)]
+    grouping = f"GROUP BY {', '.join(keys)} ORDER BY {', '.join(keys)}" if keys else ""
+    rows = db.query(
+        f"SELECT {', '.join([*keys, *(f'SUM({number}) AS {number}' for number in numbers)])} FROM {table} "
+        f"WHERE {' AND '.join(conditions)} {grouping}",
+        (*span, *wanted.values()),
+    )
+    # Sums are NULL when there is no row at all, and decimals in MySQL.
+    return [{**row, **{number: int(row[number] or 0) for number in numbers}} for row in rows]

@@ -1,6 +1,6 @@
 """Ways from a delivery log to counts. Each takes the log's path and gives the sums that a report would be made of."""
 
-from collections.abc import Callable, Container
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from adcore.core.calendar import Calendar
 from adcore.sources import open_store, results
 from adtools.aggregate import COUNTED, Aggregator
 from adtools.collect import EVENTS_MAX, Collector
-from adtools.tail import Mark, Sending, Tail
+from adtools.tail import MemoryPositions, Tail
 
 Sums = dict[str, int]
 """How many rows each way ended with, and of what in all: what must be equal for all that do the whole job."""
@@ -31,24 +31,6 @@ DUCKDB = """
         device: 'VARCHAR', country: 'VARCHAR', ivt: 'BOOLEAN', reason: 'VARCHAR'})
     GROUP BY ALL
 """
-
-
-class MemoryPositions:
-    """Positions of nobody who comes back."""
-
-    sending: Sending | None = None
-
-    def __init__(self) -> None:
-        self._marks: dict[str, Mark] = {}
-
-    def mark(self, identity: str) -> Mark:
-        return self._marks.setdefault(identity, Mark())
-
-    def note_present(self, identities: Container[str]) -> None:
-        pass
-
-    def save(self, *, durable: bool) -> None:
-        pass
 
 
 def aggregate(path: Path, folder: Path) -> Sums:

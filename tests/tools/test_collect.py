@@ -1,6 +1,7 @@
 """Counted exactly once, whatever happens: against an independent count of the same records, in both stores."""
 
 import gzip
+import json
 import os
 import random
 import shutil
@@ -16,13 +17,15 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from adcore.core.calendar import Calendar
+from adcore.core.inventory import parse_inventory
 from adcore.deliverylog.record import FORMS, AnyRecord
-from adcore.sources import open_store, results
+from adcore.sources import learning, open_store, results
 from adcore.sources.mysql import MysqlStore
 from adcore.sources.sqlite import SqliteStore
 from adtools import collect as collect_module
 from adtools import tail as tail_module
 from adtools.collect import Collector, StorePositions
+from tests.inventories import campaign, document
 from tests.process import PATIENCE_S, adctl, environment, wait_for
 from tests.services import MariaDB
 from tests.services import mariadb as mariadb_service
@@ -371,6 +374,64 @@ def test_mysql_without_its_tables_is_told_to_migrate(mariadb: MariaDB, tmp_path:
     assert "run adctl migrate" in ran.stderr
 
 
+def follow_for(rounds: int, url: str, log: Path) -> tuple[str, list[str]]:
+    """What the traffic of "top" is known to be after so many looks at the log, and what was said."""
+    said: list[str] = []
+    waits = iter([False] * (rounds - 1))
+
+    def wait(seconds: float) -> bool:
+        # Without a pause nobody is asked whether to go on: there is more, or a transaction is being filled.
+        return bool(seconds) and next(waits, True)
+
+    with closing(open_store(url)) as store:
+        collector = Collector([log], store, Calendar(ZoneInfo("UTC")), 3600.0, said.append, wait)
+        try:
+            collector.follow()
+        finally:
+            collector.close()
+        known = store.run(lambda db: db.query("SELECT requests FROM placement_traffic WHERE placement = 'top'"))
+    return "".join(row["requests"] for row in known), said
+
+
+def test_a_follower_learns_from_what_it_has_counted_once_an_hour(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(open_store(url)) as store:
+        store.apply(lambda there: parse_inventory(document(campaign("spring"))))
+    log = tmp_path / "delivery.log"
+    write(log, traffic(3000, 18, span_s=3 * 86_400.0))
+    learned = []
+
+    def learn(db: Any, now: float, calendar: Calendar) -> object:
+        learned.append(now)
+        return learning.learn(db, START + 4 * 86_400.0, calendar)  # the day after the traffic, instead of today
+
+    monkeypatch.setattr(collect_module, "learn", learn)
+    hours, said = follow_for(3, url, log)
+    assert len(json.loads(hours)) == 168
+    assert (len(learned), said) == (1, [])
+    monkeypatch.setattr(collect_module, "LEARN_EVERY_S", 0.0)
+    follow_for(3, url, log)
+    assert len(learned) == 4
+
+
+def test_a_follower_that_cannot_learn_says_so_and_counts_on(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = traffic(1000, 19)
+    log = tmp_path / "delivery.log"
+    write(log, records[:500])
+
+    def fail(*args: object) -> None:
+        write(log, records[500:])  # what comes meanwhile
+        raise ValueError("no such hour")
+
+    monkeypatch.setattr(collect_module, "learn", fail)
+    _, said = follow_for(2, url, log)
+    assert said == ["cannot learn from the results, it is tried again in an hour: no such hour"]
+    assert stored(url) == count([records])
+
+
 def test_a_follower_waits_for_a_store_that_is_away_and_ends_on_term(tmp_path: Path) -> None:
     records = traffic(1000, 17)
     log = tmp_path / "delivery.log"
@@ -382,6 +443,7 @@ def test_a_follower_waits_for_a_store_that_is_away_and_ends_on_term(tmp_path: Pa
             assert child.stderr is not None
             write(log, records[:500])
             wait_for(lambda: stored(url) == count([records[:500]]))
+            child.send_signal(signal.SIGUSR1)  # logrotate sends it to all of adcore
             assert service.process is not None
             service.process.terminate()
             write(log, records[500:])

@@ -14,7 +14,21 @@ from pathlib import Path
 from adcore.config import load_config
 from adcore.errors import AdcoreError, ConfigError
 from adcore.version import version_text
-from adtools import check, collect, doctor, explain, forward, inventory, learn, log, munin, replay, simulate, top
+from adtools import (
+    check,
+    collect,
+    doctor,
+    explain,
+    forward,
+    inventory,
+    learn,
+    log,
+    munin,
+    replay,
+    report,
+    simulate,
+    top,
+)
 from adtools.admin import command as admin
 
 EPILOG = """\
@@ -81,7 +95,7 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=version_text())
     subparsers = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
     for module in (
-        *(inventory, explain, log, collect, learn, simulate, replay, forward, top, check, munin, doctor, admin),
+        *(inventory, explain, log, collect, report, learn, simulate, replay, forward, top, check, munin, doctor, admin),
     ):
         module.add_parser(subparsers)
     return parser

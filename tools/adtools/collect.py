@@ -21,6 +21,7 @@ from adcore.config import load_config
 from adcore.core.calendar import Calendar
 from adcore.errors import ConfigError, SourceError
 from adcore.sources import Store, open_store, results
+from adcore.sources.learning import learn
 from adcore.sources.results import Overtaken, Progress
 from adtools.aggregate import Aggregator, AnyCounted
 from adtools.progress import progress_bar
@@ -35,7 +36,7 @@ examples:
 
 Rotated and compressed older files beside FILE are counted too, the oldest first, and each file once under whatever
 name. A view or click that comes again within --click-window counts once, whichever host tells of it. While the store is
-away, --follow waits; the log keeps what is not counted.
+away, --follow waits; the log keeps what is not counted. Once an hour --follow also does what `adctl learn` does.
 
 Exit status: 0 all is counted (or TERM came), 1 the store failed or the log is damaged, 2 usage.
 """
@@ -47,6 +48,8 @@ EVENTS_MAX = 20_000
 POLL_S = 1.0
 # Pauses after failures of the store; the last one is repeated, each shortened at random.
 RETRY_S = (0.5, 1.0, 5.0, 15.0)
+# How often --follow learns: as often as there is a new hour to learn from.
+LEARN_EVERY_S = 3600.0
 
 
 def add_parser(subparsers: Any) -> None:
@@ -81,6 +84,8 @@ def run(args: argparse.Namespace) -> int:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
+    # logrotate sends it to everything that is called adcore; a rotation is noticed without it.
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     collector = Collector(args.files, store, Calendar(config.time_zone), config.click_window, say, stop.wait, archive)
     try:
         if args.follow:
@@ -115,6 +120,11 @@ class StorePositions:
             self._stored[identity] = stored
             self._marks[identity] = msgspec.structs.replace(stored)
         return self._marks[identity]
+
+    def stored(self, identity: str) -> int:
+        """How far the store was when it was asked. Raises SourceError."""
+        self.mark(identity)
+        return self._stored[identity].offset
 
     def note_present(self, identities: Container[str]) -> None:
         """Rows of files that are gone stay: a file that is put back from a backup must not count again."""
@@ -182,8 +192,9 @@ class Collector:
                 pass
 
     def follow(self) -> None:
-        """Count what comes, until it is time to stop. Only what waiting cannot mend is raised."""
+        """Count what comes, and learn from it, until it is time to stop. Only what waiting cannot mend is raised."""
         failures = 0
+        learn_at = time.monotonic()
         while True:
             try:
                 more = self._collect(lambda size: None)
@@ -196,9 +207,20 @@ class Collector:
                 failures += 1
                 self._start_over()
                 more = False
+            # Hours that are counted in part would teach that nobody came.
+            if not more and not failures and time.monotonic() >= learn_at:
+                self._learn()
+                learn_at = time.monotonic() + LEARN_EVERY_S
             pause_s = RETRY_S[min(failures, len(RETRY_S)) - 1] * random.uniform(0.5, 1) if failures else POLL_S
             if self.wait(0 if more else pause_s):
                 return
+
+    def _learn(self) -> None:
+        """Let delivery learn from what is counted, in a transaction of its own."""
+        try:
+            self.store.run(lambda db: learn(db, time.time(), self.calendar))
+        except Exception as error:  # counting must go on, whatever is wrong with what is learned from counts
+            self.say(f"cannot learn from the results, it is tried again in an hour: {error}")
 
     def _collect(self, on_read: Callable[[int], object]) -> bool:
         """Count, in one transaction, what there is, or a good part of it; whether there may be more."""

@@ -17,9 +17,10 @@ import fcntl
 import os
 import re
 import zlib
-from collections.abc import Container
+from collections.abc import Callable, Container
 from hashlib import sha256
 from io import BufferedIOBase, BytesIO
+from math import inf
 from pathlib import Path
 from typing import Generic, NamedTuple, Protocol
 
@@ -95,10 +96,20 @@ class LogFile(NamedTuple):
 
 
 class Tail(Generic[T]):
-    """Reads the family of `path` with `decoder`, from where `positions` says. Raises TailError."""
+    """Reads the family of `path` with `decoder`, from where `positions` says, up to where `until` says of each file.
 
-    def __init__(self, path: Path, positions: Positions, decoder: Decoder[T]) -> None:
+    Raises TailError.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        positions: Positions,
+        decoder: Decoder[T],
+        until: Callable[[str], float] = lambda identity: inf,
+    ) -> None:
         self.path = path
+        self._until = until
         self.positions = positions
         self.decoder = decoder
         self._names = re.compile(re.escape(path.name) + r"(?:[.-](?P<number>\d[\d.-]*))?(?:\.gz)?")
@@ -228,7 +239,7 @@ class Tail(Generic[T]):
         mark = self.positions.mark(log_file.identity)
         if mark.done:
             return None
-        wanted = READ_BYTES
+        wanted = int(min(READ_BYTES, max(0, self._until(log_file.identity) - mark.offset)))
         while True:
             data, cut = read_at(log_file.file, mark.offset, wanted)
             if cut and not log_file.is_packed:
@@ -299,6 +310,27 @@ def read_at(file: BufferedIOBase, offset: int, length: int) -> tuple[bytes, str]
     except (EOFError, zlib.error, OSError) as error:
         return b"".join(pieces), str(error)
     return b"".join(pieces), ""
+
+
+# The positions, when nobody comes back
+
+
+class MemoryPositions:
+    """Everything is read from its start."""
+
+    sending: Sending | None = None
+
+    def __init__(self) -> None:
+        self._marks: dict[str, Mark] = {}
+
+    def mark(self, identity: str) -> Mark:
+        return self._marks.setdefault(identity, Mark())
+
+    def note_present(self, identities: Container[str]) -> None:
+        pass
+
+    def save(self, *, durable: bool) -> None:
+        pass
 
 
 # The positions in a file
