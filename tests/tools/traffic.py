@@ -43,8 +43,9 @@ def traffic(count: int, seed: int, *, span_s: float = 7200.0, host: str = "h") -
             names = {"id": of.id, "placement": of.placement, "campaign": of.campaign, "creative": of.creative}
             records.append(event(**common, **visitor, **names))
         elif kind == "unfilled":
-            reason = rng.choice(["no_campaigns", "daily_cap"])
-            names = {"id": f"{rng.getrandbits(128):032x}", "placement": "side", "reason": reason}
+            reason = rng.choice(["no_campaigns", "daily_cap", "unknown_placement"])
+            placement = f"made-up-{rng.randrange(1000)}" if reason == "unknown_placement" else "side"
+            names = {"id": f"{rng.getrandbits(128):032x}", "placement": placement, "reason": reason}
             records.append(Unfilled(**common, **visitor, **ANSWER, **names, reasons={reason: 1}))
         else:
             campaign = rng.choice(["spring", "summer", "中"])
@@ -72,7 +73,8 @@ def count(logs: Iterable[Sequence[AnyRecord]], zone: str = "UTC", window_s: floa
         hour = int(local.replace(minute=0, second=0, microsecond=0).timestamp())
         match record:
             case Unfilled():
-                unfilled[hour, record.placement, record.reason, "ivt" if record.ivt else "requests"] += 1
+                placement = "" if record.reason == "unknown_placement" else record.placement
+                unfilled[hour, placement, record.reason, "ivt" if record.ivt else "requests"] += 1
                 continue
             case View() | Click() if window_s:
                 if (name := (type_of(record), record.id, record.ivt)) in seen:

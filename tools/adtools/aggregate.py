@@ -14,6 +14,7 @@ from typing import Annotated, ClassVar
 import msgspec
 
 from adcore.core.calendar import Calendar
+from adcore.core.reason import Reason
 from adcore.deliverylog.record import Decoder
 from adcore.sources.results import CLICKS, IMPRESSIONS, IVT, VIEWS, Event, Tally
 
@@ -23,7 +24,7 @@ TIME_MAX = 250_000_000_000.0
 
 # As wide as the columns they go to. Nothing that adcore writes is longer, and what is cannot be counted.
 Name = Annotated[str, msgspec.Meta(max_length=64)]
-Reason = Annotated[str, msgspec.Meta(max_length=32)]
+ReasonName = Annotated[str, msgspec.Meta(max_length=32)]
 Device = Annotated[str, msgspec.Meta(max_length=16)]
 Country = Annotated[str, msgspec.Meta(max_length=8)]
 
@@ -68,7 +69,7 @@ class CountedUnfilled(Counted, tag="unfilled", frozen=True, gc=False):
     column: ClassVar[int] = UNFILLED
     campaign: ClassVar[str] = ""
     creative: ClassVar[str] = ""
-    reason: Reason
+    reason: ReasonName
 
 
 AnyCounted = CountedImpression | CountedView | CountedClick | CountedUnfilled
@@ -109,6 +110,9 @@ class Aggregator:
         for row, count in Counter(map(_row_of, records)).items():
             column, ivt, placement, campaign, creative, device, country, reason = row
             if column == UNFILLED:
+                # Anybody can make names up, so those of no placement share a row, as in the server's statistics.
+                if reason == Reason.UNKNOWN_PLACEMENT:
+                    placement = ""
                 requests = tally.unfilled.setdefault((hour, placement, reason), [0, 0])
                 requests[ivt] += count
             elif column == IMPRESSIONS:

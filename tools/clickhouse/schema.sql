@@ -105,11 +105,11 @@ FROM
 ) AS record
 GROUP BY hour, placement, campaign, creative, device, country;
 
--- As the table `unfilled` of the store.
+-- As the table `unfilled` of the store. Anybody can make names up, so those of no placement share a row.
 CREATE VIEW IF NOT EXISTS unfilled AS
 SELECT
     toUInt32(time) - toMinute(toDateTime(time), {zone:String}) * 60 - toUInt32(time) % 60 AS hour,
-    placement,
+    if(record.reason = 'unknown_placement', '', record.placement) AS placement,
     reason,
     countIf(NOT record.ivt) AS requests,
     countIf(record.ivt) AS ivt
