@@ -54,7 +54,10 @@ def host(tmp_path: Path) -> Iterator[Host]:
         )
         running.enter_context(services.nginx(tmp_path / "nginx", state / "ad.sock", address))
         port = admin_address.partition(":")[2]
-        admin = running.enter_context(Admin(state, "--source", source, "--port", port, address=admin_address))
+        # A state directory of its own: it has to be told where the server's log and tables are.
+        (tmp_path / "admin").mkdir()
+        told = ("--source", source, "--archive", str(state / "tables"), "--log", str(server.log), "--port", port)
+        admin = running.enter_context(Admin(tmp_path / "admin", *told, address=admin_address))
         yield Host(source, address, server, admin)
 
 
