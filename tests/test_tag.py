@@ -12,20 +12,12 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, expect
 
+from tests.chromium import USER_AGENT, chromium
 from tests.inventories import campaign, document, text_creative
-from tests.process import PATIENCE_S, Adcore, adctl, serving_over
-from tests.services import program
+from tests.process import Adcore, adctl, serving_over
 
-CHROMIUM = (
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
-    *("--disable-component-update", "--disable-sync"),
-    # The site is none of this machine, which the ad server is on.
-    "--disable-features=LocalNetworkAccessChecks",
-)
-# A busy machine takes its time.
-expect.set_options(timeout=1000 * PATIENCE_S)
 SITE = "http://site.test/"
 DECISION = re.compile(r"/v1/decision\?")
 VIEW = re.compile(r"/v1/view\?")
@@ -33,10 +25,8 @@ VIEW = re.compile(r"/v1/view\?")
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=program("chromium", "chromium"), args=list(CHROMIUM))
-        yield chromium
-        chromium.close()
+    with chromium() as browser:
+        yield browser
 
 
 SIZES = {"top": (300, 100), "low": (300, 250)}
@@ -64,9 +54,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Adcore]:
 
 @pytest.fixture
 def context(browser: Browser) -> Iterator[BrowserContext]:
-    # Chromium without a screen says that it is a robot, and those count nowhere.
-    agent = "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/140.0.0.0 Safari/537.36"
-    with browser.new_context(viewport={"width": 800, "height": 600}, user_agent=agent) as context:
+    with browser.new_context(viewport={"width": 800, "height": 600}, user_agent=USER_AGENT) as context:
         yield context
 
 

@@ -37,6 +37,11 @@ READ_BYTES_MAX = 4 * PAYLOAD_BYTES_MAX
 ABSENT_SCANS_MAX = 100
 
 
+def family_of(log: Path) -> re.Pattern[str]:
+    """The names that a log has, and that it has once it is rotated."""
+    return re.compile(re.escape(log.name) + r"(?:[.-](?P<number>\d[\d.-]*))?(?:\.gz)?")
+
+
 class TailError(AdcoreError):
     """The log or the positions cannot be read, or somebody else reads with these positions."""
 
@@ -112,7 +117,7 @@ class Tail(Generic[T]):
         self._until = until
         self.positions = positions
         self.decoder = decoder
-        self._names = re.compile(re.escape(path.name) + r"(?:[.-](?P<number>\d[\d.-]*))?(?:\.gz)?")
+        self._names = family_of(path)
         self._current: LogFile | None = None
         """Open until it has nothing more: a compressed file can be read on only from its start."""
         self._read_up: dict[tuple[int, int, int, int], str] = {}

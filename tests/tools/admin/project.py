@@ -18,7 +18,12 @@ URL = "http://127.0.0.1:8081"
 ZONE = ZoneInfo("Asia/Tokyo")
 set_up(
     Options(
-        source="sqlite:////nowhere", url=URL, secret="s" * 50, time_zone=ZONE, images=Directory(Path("/nowhere"), "")
+        source="sqlite:////nowhere",
+        url=URL,
+        secret="s" * 50,
+        time_zone=ZONE,
+        images=Directory(Path("/nowhere"), ""),
+        archive=Path("/nowhere"),
     )
 )
 

@@ -6,8 +6,12 @@ import sys
 from pathlib import Path
 from types import TracebackType
 
+from playwright.sync_api import Page, expect
+
 from tests.inventories import campaign, document
 from tests.process import PATIENCE_S, adctl, ask, environment, wait_for
+
+PASSWORD = "correct horse battery staple"
 
 
 def make_store(state: Path) -> None:
@@ -62,3 +66,19 @@ class Admin:
             assert self.process.wait(PATIENCE_S) == 0, self._errors.read_text()
         finally:
             self.process.kill()
+
+
+def log_in(page: Page, admin: Admin, name: str, role: str = "editor") -> None:
+    """By the one-time link, with the keyboard alone."""
+    page.goto(admin.link(name, role))
+    page.get_by_label("New password:").focus()
+    page.keyboard.type(PASSWORD)
+    page.keyboard.press("Tab")
+    page.keyboard.type(PASSWORD)
+    page.keyboard.press("Enter")
+    expect(page).to_have_url(f"{admin.url}/login/")
+    page.keyboard.type(name)
+    page.keyboard.press("Tab")
+    page.keyboard.type(PASSWORD)
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name="Campaigns")).to_be_visible()

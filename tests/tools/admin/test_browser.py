@@ -9,28 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect
 
-from tests.process import PATIENCE_S, Adcore, free_address, serving, wait_for
-from tests.services import npm_packages, program
-from tests.tools.admin.served import Admin, make_store
+from tests.chromium import chromium
+from tests.process import Adcore, free_address, serving, wait_for
+from tests.services import npm_packages
+from tests.tools.admin.served import Admin, log_in, make_store
 
 REFRESH_S = 0.2
-PASSWORD = "correct horse battery staple"
-# A busy machine takes its time.
-expect.set_options(timeout=1000 * PATIENCE_S)
-CHROMIUM = (
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
-    *("--disable-component-update", "--disable-sync"),
-)
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=program("chromium", "chromium"), args=list(CHROMIUM))
-        yield chromium
-        chromium.close()
+    with chromium() as browser:
+        yield browser
 
 
 @pytest.fixture(scope="module")
@@ -89,22 +81,6 @@ def check_access(complaints: list[str]) -> Callable[[Page], None]:
         assert violations == {}, page.url
 
     return check
-
-
-def log_in(page: Page, admin: Admin, name: str, role: str = "editor") -> None:
-    """By the one-time link, with the keyboard alone."""
-    page.goto(admin.link(name, role))
-    page.get_by_label("New password:").focus()
-    page.keyboard.type(PASSWORD)
-    page.keyboard.press("Tab")
-    page.keyboard.type(PASSWORD)
-    page.keyboard.press("Enter")
-    expect(page).to_have_url(f"{admin.url}/login/")
-    page.keyboard.type(name)
-    page.keyboard.press("Tab")
-    page.keyboard.type(PASSWORD)
-    page.keyboard.press("Enter")
-    expect(page.get_by_role("heading", name="Campaigns")).to_be_visible()
 
 
 def shown(server: Adcore) -> str:

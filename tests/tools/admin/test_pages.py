@@ -1,10 +1,12 @@
 """The pages beside the forms: why an ad is not showing, and what was delivered."""
 
+import gzip
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import datetime, timedelta
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import pytest
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 
 from adcore.core.inventory import parse_inventory, to_document
 from adcore.core.reason import Reason
+from adcore.sources import open_store
 from adtools.admin.charts import HEIGHT, WIDTH, bar_chart, line_chart, round_up
 from adtools.admin.documents import campaign_document, campaign_fields, creative_document, creative_fields
 from adtools.admin.explain import NO_CANDIDATE, TEXTS
@@ -22,6 +25,7 @@ from tests.inventories import campaign, document
 from tests.process import serving
 from tests.tools.admin import project
 
+DESKTOP = "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/120.0 Safari/537.36"
 NOW = datetime.now(project.ZONE)
 TODAY = NOW.replace(hour=0, minute=0, second=0, microsecond=0)
 FLIGHT = {"starts_at": (TODAY - timedelta(days=4)).isoformat(), "ends_at": (TODAY + timedelta(days=6)).isoformat()}
@@ -113,6 +117,74 @@ def test_a_server_that_is_away_is_said_to_be(source: str, tmp_path: Path) -> Non
     page = project.client("viewer").get("/explain/?placement=side")
     assert f"no answer from unix:{tmp_path}/none.sock" in page.content.decode()
     assert rows(page)["spring"].chance == 100.0
+
+
+class Logged(NamedTuple):
+    log: Path
+    tables: Path
+    shown: str
+    """The id of an impression, from a desktop."""
+    empty: str
+    """The id of a record of a slot that stayed empty."""
+
+
+def logged(source: str, folder: Path) -> Logged:
+    """What a server leaves that served the inventory of these tests."""
+    with serving(folder / "state", "--source", source) as server:
+        server.ask("/v1/decision?placement=side", user_agent=DESKTOP)
+        server.ask("/v1/decision?placement=top", user_agent=DESKTOP)
+        assert server.stop() == 0
+        ids = {record["type"]: record["id"] for record in server.records()}
+    return Logged(server.log, folder / "state" / "tables", ids["impression"], ids["unfilled"])
+
+
+def look_back(impression_id: str, log: Path, tables: Path) -> Any:
+    settings.ADCORE = replace(settings.ADCORE, logs=[log], archive=tables)
+    return project.client("viewer").get(f"/explain/?impression={impression_id}&campaign=phones")
+
+
+def test_a_moment_in_the_past_is_explained_with_the_campaigns_as_they_were(source: str, tmp_path: Path) -> None:
+    past = logged(source, tmp_path)
+    store = open_store(source)
+    store.apply(lambda _: parse_inventory(document(campaign("phones", targeting={"devices": ["tablet"]}))))
+    store.close()
+    page = look_back(past.shown, past.log, past.tables)
+    assert [tier for tier, _ in page.context["tiers"]] == ["sponsorship", "standard", "house"]
+    assert rows(page)["phones"].reasons == [
+        ("device", "It is for mobile; the request's device: desktop."),
+        ("country", "It is for JP; the request's country: none that it tells."),
+    ]
+    assert (rows(page)["phones"].wanted, rows(page)["spring"].wanted) == (True, False)
+    assert rows(page)["spring"].chance == 100.0
+    assert [name for name, _ in rows(page)["house"].reasons] == ["lower_priority"]
+    assert "<strong>side</strong> showed spring-1 of spring." in page.content.decode()
+    assert abs((datetime.now(project.ZONE) - page.context["past"]).total_seconds()) < 3600
+
+
+def test_a_slot_that_stayed_empty_is_explained_from_a_rotated_and_compressed_log(source: str, tmp_path: Path) -> None:
+    past = logged(source, tmp_path)
+    past.log.with_name("delivery.log.1.gz").write_bytes(gzip.compress(past.log.read_bytes()))
+    past.log.write_bytes(b"")
+    page = look_back(past.empty, past.log, past.tables)
+    assert "<strong>top</strong> stayed empty. No campaign can be shown there." in page.content.decode()
+    assert "size" in [name for name, _ in rows(page)["spring"].reasons]
+
+
+def test_what_is_missing_of_the_past_is_named(source: str, tmp_path: Path) -> None:
+    past = logged(source, tmp_path)
+    nowhere = tmp_path / "nowhere"
+
+    def message(*of: Any) -> str:
+        return str(look_back(*of).context["past_form"].errors["impression"][0])
+
+    unknown = message("f" * 32, past.log, past.tables)
+    assert unknown == f"No impression and no unfilled record of {past.log} has the id {'f' * 32}."
+    assert message(past.shown, nowhere / "a.log", past.tables) == f"There is no log {nowhere / 'a.log'}: see --log."
+    assert f"{nowhere} has no revision" in message(past.shown, past.log, nowhere)
+    assert message("", past.log, past.tables) == "This field is required."
+    folder = tmp_path / "folder.log"
+    folder.mkdir()
+    assert f"The log {folder} cannot be read" in message(past.shown, folder, past.tables)
 
 
 # Delivery

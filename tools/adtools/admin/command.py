@@ -32,8 +32,8 @@ examples:
   adctl admin migrate                         the admin's own tables (an SQLite store gets them by itself)
   adctl admin --images s3://BUCKET/creatives --images-url https://ads.example.net/creatives
 
-The store, the time zone and the control listener are those of the server on this host: --source, --time-zone and
---control, else ADCORE_* variables, else the file that ADCORE_CONFIG names.
+The store, the time zone, the control listener, the log and its tables are those of the server on this host: --source,
+--time-zone, --control, --log and --archive, else ADCORE_* variables, else the file that ADCORE_CONFIG names.
 """
 # Django with its pages; each has at most one connection to the store.
 THREADS = 4
@@ -54,6 +54,16 @@ def add_parser(subparsers: Any) -> None:
         "--source", metavar="URL", help="the store: sqlite:///PATH or mysql://USER:PASSWORD@HOST/DATABASE"
     )
     parser.add_argument("--control", metavar="ADDR", help="a server's control listener, to explain what it shows")
+    parser.add_argument(
+        "--log",
+        metavar="FILE",
+        nargs="+",
+        type=Path,
+        help="delivery logs, to explain what was shown; rotated ones beside them are found (default: the server's)",
+    )
+    parser.add_argument(
+        "--archive", metavar="DIR", type=Path, help="the tables that were served (default: the server's)"
+    )
     parser.add_argument("--time-zone", metavar="NAME", help="the site's (default: the server's)")
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--unix", metavar="PATH", help="listen on this unix socket, for nginx, which says who is there")
@@ -122,6 +132,8 @@ def _set_up(args: argparse.Namespace) -> None:
             images=open_image_store(images, images_url, args.s3_endpoint),
             images_dir=None if images.startswith("s3://") else Path(images).absolute(),
             control=args.control or config.control,
+            logs=args.log or [config.log],
+            archive=args.archive or config.archive_dir,
         )
     )
 

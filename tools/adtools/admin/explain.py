@@ -1,11 +1,14 @@
 """The page "Why is my ad not showing?": a described request, and what each campaign's chance or obstacles are.
 
 Asks the running server that --control names, which knows what was delivered; without one it decides on the inventory.
+Of an answer in the log it says the same as it was then, on the table that was served then.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 from django import forms
@@ -16,12 +19,15 @@ from django.template.response import TemplateResponse
 from adcore.control.explain import ExplainError
 from adcore.core.calendar import Calendar
 from adcore.core.inventory import DEVICES, OPERATING_SYSTEMS, Priority
+from adcore.deliverylog.record import Answer
 from adcore.errors import AdcoreError
 from adcore.sources import sqlstore
 from adtools.admin.forms import Moment, One, Words, named
 from adtools.admin.models import Campaign, Placement
 from adtools.control import ControlError
-from adtools.explain import ask, explain_inventory
+from adtools.explain import ask, explain_answer, explain_inventory, find_answer
+from adtools.tables import Tables
+from adtools.tail import family_of
 
 # What stands against a campaign, for a person. {wanted} is what it targets, {given} what the request says.
 TEXTS = {
@@ -47,6 +53,7 @@ TEXTS = {
     "already_on_page": "It is on this page already.",
     "lower_priority": "A campaign of a higher priority is eligible, and goes first.",
     "others_behind": "A campaign of its priority is behind its schedule, and goes first.",
+    "behind_schedule": "It is behind its schedule, and goes before the others of its priority.",
     "lost_draw": "It was eligible, and another one was drawn.",
 }
 # The field of the targeting and that of the request that a reason is about.
@@ -63,7 +70,7 @@ ABOUT = {
 }
 NO_CANDIDATE = {
     "unknown_placement": "There is no such placement.",
-    "no_campaigns": "There are no campaigns.",
+    "no_campaigns": "No campaign can be shown there.",
 }
 
 
@@ -96,6 +103,12 @@ class ExplainForm(forms.Form):
         return pairs
 
 
+class PastForm(forms.Form):
+    impression = forms.CharField(
+        label="Impression id", help_text="As in the log, and in place of {click_id} in landing URLs."
+    )
+
+
 class Row(NamedTuple):
     """One campaign's answer."""
 
@@ -111,9 +124,10 @@ class Row(NamedTuple):
 
 
 def explain_view(request: HttpRequest, context: dict[str, Any]) -> HttpResponse:
-    """The form, and the answer if one was asked for. `?campaign=ID` marks one campaign in it."""
-    asked = "placement" in request.GET
+    """The forms, and the answer if one was asked for. `?campaign=ID` marks one campaign in it."""
+    asked, asked_past = "placement" in request.GET, "impression" in request.GET
     form = ExplainForm(request.GET if asked else None, initial={"device": "desktop"})
+    past_form = PastForm(request.GET if asked_past else None)
     campaign = request.GET.get("campaign", "")
     answer: dict[str, Any] = {}
     if asked and form.is_valid():
@@ -121,10 +135,22 @@ def explain_view(request: HttpRequest, context: dict[str, Any]) -> HttpResponse:
             answer = explanation(form.pairs(), form.cleaned_data, campaign)
         except (ExplainError, AdcoreError) as error:
             form.add_error(None, str(error))
+    elif asked_past and past_form.is_valid():
+        try:
+            answer = past_explanation(past_form.cleaned_data["impression"], campaign)
+        except AdcoreError as error:
+            past_form.add_error("impression", str(error))
     return TemplateResponse(
         request,
         "adtools/explain.html",
-        {**context, "title": "Why is my ad not showing?", "form": form, "campaign": campaign, **answer},
+        {
+            **context,
+            "title": "Why is my ad not showing?",
+            "form": form,
+            "past_form": past_form,
+            "campaign": campaign,
+            **answer,
+        },
     )
 
 
@@ -141,13 +167,65 @@ def explanation(pairs: list[tuple[str, str]], described: Mapping[str, str], want
         unanswered = "This admin knows no running server (--control)."
     if unanswered:
         (found,) = explain_inventory(options.source, Calendar(options.time_zone), pairs)
-    rows: dict[str, list[Row]] = {tier: [] for tier in get_args(Priority)}
     documents = {campaign.id: sqlstore.campaign_object(campaign.row(), []) for campaign in Campaign.objects.all()}
+    return {"unanswered": unanswered, **_by_tier(found, documents, described, wanted)}
+
+
+def past_explanation(impression_id: str, wanted: str) -> dict[str, Any]:
+    """What the page shows of a logged answer. Raises AdcoreError when it, its log or its table is not there."""
+    options = settings.ADCORE
+    record = logged_answer(options.logs, impression_id)
+    tables = Tables(options.archive)
+    found = explain_answer(record, tables)
+    # Campaigns as they were: the store has them as they are. Of two tables with one number it is open which one it was.
+    documents = tables.archive.load((record.generation, record.revision))
+    campaigns = {one["id"]: one for one in documents[0]["campaigns"]} if len(documents) == 1 else {}
+    return {
+        "past": datetime.fromtimestamp(record.time, options.time_zone),
+        **_by_tier(found, campaigns, described_by(record), wanted),
+    }
+
+
+def logged_answer(logs: Sequence[Path], impression_id: str) -> Answer:
+    """The answer of this id in these logs or the rotated ones beside them. Raises AdcoreError."""
+    files = {path: None for log in logs for path in sorted(log.parent.glob("*")) if family_of(log).fullmatch(path.name)}
+    names = ", ".join(map(str, logs))
+    if not files:
+        raise AdcoreError(f"There is no log {names}: see --log.")
+    for path in files:
+        try:
+            record = find_answer([str(path)], impression_id)
+        except FileNotFoundError:
+            # Rotated away just now.
+            continue
+        except OSError as error:
+            raise AdcoreError(f"The log {path} cannot be read: {error}") from None
+        if record is not None:
+            return record
+    raise AdcoreError(f"No impression and no unfilled record of {names} has the id {impression_id}.")
+
+
+def described_by(record: Answer) -> dict[str, str]:
+    """A logged request in the words of the form."""
+    return {
+        "placement": record.placement,
+        "device": record.device,
+        "os": record.os,
+        "country": record.country,
+        "languages": ", ".join(record.languages),
+        "keywords": ", ".join(record.keywords),
+        "key_values": "; ".join(f"{name} = {value}" for name, value in record.key_values),
+    }
+
+
+def _by_tier(
+    found: Mapping[str, Any], documents: Mapping[str, Mapping[str, Any]], described: Mapping[str, str], wanted: str
+) -> dict[str, Any]:
+    rows: dict[str, list[Row]] = {tier: [] for tier in get_args(Priority)}
     for candidate in found["candidates"]:
         rows[candidate["priority"]].append(_row(candidate, documents.get(candidate["campaign"], {}), described, wanted))
     return {
         "found": found,
-        "unanswered": unanswered,
         "no_ad": NO_CANDIDATE.get(found["reason"] or "", "No campaign is eligible."),
         "tiers": [
             (tier, sorted(tier_rows, key=lambda row: -row.chance)) for tier, tier_rows in rows.items() if tier_rows

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,10 @@ class Options:
     """Signs sessions and one-time links."""
     time_zone: ZoneInfo
     images: ImageStore
+    logs: Sequence[Path] = ()
+    """Delivery logs, in which answers of the past are looked up; rotated ones are beside them."""
+    archive: Path
+    """The tables that these answers were decided on."""
     images_dir: Path | None = None
     """Served under /creatives/ by the admin itself."""
     control: str | None = None
