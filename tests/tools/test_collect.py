@@ -14,16 +14,18 @@ from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
+import msgspec
 import pytest
 
 from adcore.core.calendar import Calendar
 from adcore.core.inventory import parse_inventory
-from adcore.deliverylog.record import FORMS, AnyRecord
+from adcore.deliverylog.record import FORMS, Answer, AnyRecord
 from adcore.sources import learning, open_store, results
 from adcore.sources.mysql import MysqlStore
 from adcore.sources.sqlite import SqliteStore
 from adtools import collect as collect_module
 from adtools import tail as tail_module
+from adtools.aggregate import COUNTED, Aggregator
 from adtools.collect import Collector, StorePositions
 from tests.inventories import campaign, document
 from tests.process import PATIENCE_S, adctl, environment, wait_for
@@ -286,6 +288,28 @@ def test_a_click_counts_once_whichever_host_and_process_tells_of_it(url: str, tm
         collect(url, tmp_path / f"{host}.log")
     total = sum(stored(url)["results"].values())
     assert total == len({(type(event), event.id, event.ivt) for event in events})
+
+
+def test_an_answer_that_a_proxy_asked_for_twice_counts_once(url: str, tmp_path: Path) -> None:
+    """Its records have the same id and different times, in the same file or another worker's."""
+    records = traffic(300, 7)
+    again = [msgspec.structs.replace(one, time=one.time + 0.5) for one in records[:40] if isinstance(one, Answer)]
+    write(tmp_path / "a.log", [*records[:40], *again, *records[40:]])
+    write(tmp_path / "b.log", again, "json")
+    collect(url, tmp_path / "a.log", tmp_path / "b.log")
+    assert stored(url) == count([records])
+
+
+def test_the_answers_remembered_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("adtools.aggregate.ANSWERS_REMEMBERED", 100)
+    aggregator = Aggregator(Calendar(ZoneInfo("UTC")))
+    payloads = [msgspec.msgpack.encode(one) for one in traffic(2000, 8) if isinstance(one, Answer)]
+    for at in range(0, len(payloads), 50):
+        aggregator.add(COUNTED.payloads(payloads[at : at + 50]))
+        assert len(aggregator._answered) + len(aggregator._answered_before) <= 2 * (100 + 50)
+    aggregator.add(COUNTED.payloads(payloads[-50:]))
+    results_counted = sum(map(sum, aggregator.tally.results.values()))
+    assert results_counted + sum(map(sum, aggregator.tally.unfilled.values())) == len(payloads)
 
 
 def test_a_click_after_its_window_counts_again_and_without_a_window_each_does(url: str, tmp_path: Path) -> None:

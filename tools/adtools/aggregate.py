@@ -2,7 +2,8 @@
 
 A record is decoded into a struct of the few fields that counts need, and whole batches are counted with what the
 interpreter does in C: `attrgetter` makes the keys and `Counter` counts them. Only views and clicks are looked at one by
-one, since the store has to say which of them are new. Knows no file and no database.
+one, since the store has to say which of them are new. An answer that was logged twice, because a proxy asked again, is
+told by its id. Knows no file and no database.
 """
 
 from collections import Counter, defaultdict
@@ -21,6 +22,10 @@ from adcore.sources.results import CLICKS, IMPRESSIONS, IVT, VIEWS, Event, Tally
 UNFILLED = -1
 # Datetimes reach no further; a record of a broken clock counts in the first hour of 1970.
 TIME_MAX = 250_000_000_000.0
+
+# Answers whose ids are remembered, and as many again before them: some minutes of a busy host, 40 MB. A proxy asks
+# again within seconds.
+ANSWERS_REMEMBERED = 200_000
 
 # As wide as the columns they go to. Nothing that adcore writes is longer, and what is cannot be counted.
 Name = Annotated[str, msgspec.Meta(max_length=64)]
@@ -89,8 +94,11 @@ class Aggregator:
     def __init__(self, calendar: Calendar) -> None:
         self.calendar = calendar
         self.tally = Tally()
+        self._answered: set[str] = set()
+        self._answered_before: set[str] = set()
 
     def add(self, records: Sequence[AnyCounted]) -> None:
+        records = self._without_repeats(records)
         if not records:
             return
         times = [record.time for record in records]
@@ -103,6 +111,25 @@ class Aggregator:
             by_hour[self._hour_of(record.time)].append(record)
         for hour, some in by_hour.items():
             self._add(hour, some)
+
+    def _without_repeats(self, records: Sequence[AnyCounted]) -> Sequence[AnyCounted]:
+        """The records without answers of an id that was there before."""
+        ids = [record.id for record in records if record.column <= IMPRESSIONS]
+        fresh = set(ids)
+        if len(fresh) < len(ids) or not (fresh.isdisjoint(self._answered) and fresh.isdisjoint(self._answered_before)):
+            seen = fresh & (self._answered | self._answered_before)
+            kept = []
+            for record in records:
+                if record.column <= IMPRESSIONS:
+                    if record.id in seen:
+                        continue
+                    seen.add(record.id)
+                kept.append(record)
+            records = kept
+        if len(self._answered) >= ANSWERS_REMEMBERED:
+            self._answered_before, self._answered = self._answered, set()
+        self._answered |= fresh
+        return records
 
     def _add(self, hour: int, records: Sequence[AnyCounted]) -> None:
         """Count records of one hour."""
