@@ -189,6 +189,26 @@ def test_the_page_needs_no_network_and_runs_nothing(url: str) -> None:
         assert text in page.text
 
 
+def test_the_ideal_line_is_the_one_that_pacing_follows(tmp_path: Path) -> None:
+    url = f"sqlite://{tmp_path}/ads.db"
+    flight = {"starts_at": "2027-01-16T00:00:00+00:00", "ends_at": "2027-01-18T00:00:00+00:00"}
+    even = campaign("even", goal={"impressions": 100}, pacing="even", **flight)
+    with closing(open_store(url)) as store:
+        store.apply(lambda rows: parse_inventory(document(even)))
+        straight = report(url, "--campaign", "even", "--format", "html")
+        traffic_by_hour = json.dumps([90 if hour % 24 == 20 else 10 for hour in range(168)])
+        put = f"INSERT INTO placement_traffic VALUES ('side', '{traffic_by_hour}')"
+        store.run(lambda db: db.execute(put))
+    bent = report(url, "--campaign", "even", "--format", "html")
+    # matplotlib leaves out points that do not turn a line, so the frame, of four, has the most beside a straight one.
+    straight_points, bent_points = (max(path.count("L ") for path in paths(page)) for page in (straight, bent))
+    assert straight_points == 4 < bent_points
+
+
+def paths(page: str) -> list[str]:
+    return re.findall(r'<path d="([^"]*)"', page)
+
+
 def test_a_campaigns_page_says_what_was_booked_and_why_it_was_not_shown(url: str) -> None:
     page = Page(report(url, "--campaign", "spring", "--format", "html"))
     assert page.tags["script"] == 0

@@ -17,11 +17,14 @@ from rich.console import Console
 from rich.table import Table
 
 from adcore.config import load_config
+from adcore.core.adtable import check_document
 from adcore.core.calendar import Calendar
+from adcore.core.pacing import Line
 from adcore.errors import AdcoreError, ConfigError
 from adcore.sources import open_store, results
 from adcore.sources.results import ALWAYS, RESULT_NUMBERS, Span, Sums
 from adtools import reconcile
+from adtools.forecast import flight_line
 
 EPILOG = """\
 examples:
@@ -130,6 +133,8 @@ class Report(NamedTuple):
     """Hour, reason, and the numbers."""
     campaigns: list[Mapping[str, Any]]
     """The documents of those that there are now."""
+    lines: Mapping[str, Line]
+    """Of those whose goal is delivered evenly, by campaign."""
 
 
 def read_report(store: Any, keys: tuple[str, ...], span: Span, zone: tzinfo, args: argparse.Namespace) -> Report:
@@ -137,6 +142,10 @@ def read_report(store: Any, keys: tuple[str, ...], span: Span, zone: tzinfo, arg
     rows = store.load()
     campaigns = [one for one in rows.document["campaigns"] if args.campaign in (None, one["id"])]
     calendar = Calendar(zone)
+    lines = {}
+    for valid in check_document(rows.document)[0].campaigns:
+        if valid.starts_at is not None and (line := flight_line(valid, calendar, valid.starts_at.timestamp())):
+            lines[valid.id] = line
 
     def read(db: Any) -> Report:
         with db.reading():
@@ -153,7 +162,7 @@ def read_report(store: Any, keys: tuple[str, ...], span: Span, zone: tzinfo, arg
             # Their ivt is in the page alone: a total of ivt is the same by whatever key.
             requests = [{**row, "unfilled": row["requests"], "ivt": 0} for row in unfilled]
             summed = fold([*by_hour, *requests], keys, numbers, calendar)
-        return Report(keys, summed, numbers, span, zone, args.campaign, refusals, by_hour, unfilled, campaigns)
+        return Report(keys, summed, numbers, span, zone, args.campaign, refusals, by_hour, unfilled, campaigns, lines)
 
     report: Report = store.run(read)
     if args.campaign and not campaigns and not report.by_hour:

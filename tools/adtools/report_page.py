@@ -19,6 +19,8 @@ from adcore.errors import ConfigError
 from adcore.sources.results import RESULT_NUMBERS
 from adtools.report import LAST_HOUR, Report, fold, shares, show_share, wilson
 
+# Of an ideal line: an hour of a flight of a week, and fine enough for the eye in a longer one.
+POINTS = 168
 # More in one picture can't be told apart; the tables have all of them.
 LINES_MAX = 12
 BARS_MAX = 30
@@ -181,7 +183,7 @@ class Drawing:
         return context
 
     def deliveries(self, report: Report) -> str:
-        """Impressions (or clicks, where they are the goal) until each hour, the goal, and the straight line to it."""
+        """Impressions (or clicks, where they are the goal) until each hour, the goal, and the line that leads to it."""
         flights = [
             (one, kind, goal)
             for one in report.campaigns
@@ -203,13 +205,14 @@ class Drawing:
         figure = self._figure(figsize=(10, 2.8 * rows), layout="constrained")
         for place, (campaign, kind, goal) in enumerate(shown):
             axes = figure.add_subplot(rows, columns, place + 1)
-            self._delivery(axes, report.zone, campaign, kind, goal, delivered[campaign["id"], kind])
+            self._delivery(axes, report, campaign, kind, goal, delivered[campaign["id"], kind])
         left = len(flights) - len(shown)
         return self._svg(figure, "delivery against goal") + (f'<p class="note">and {left} more</p>' if left else "")
 
     def _delivery(
-        self, axes: Any, zone: tzinfo, campaign: Mapping[str, Any], kind: str, goal: int, hours: Mapping[int, int]
+        self, axes: Any, report: Report, campaign: Mapping[str, Any], kind: str, goal: int, hours: Mapping[int, int]
     ) -> None:
+        zone = report.zone
         # Each hour's deliveries are there at its end.
         times = [hour for hour in sorted(hours) if hour < LAST_HOUR]
         if times:
@@ -220,8 +223,11 @@ class Drawing:
             axes.axhline(goal, color=INK, linewidth=1.2, linestyle=":", label="goal")
         flight = campaign.get("starts_at"), campaign.get("ends_at")
         if goal and all(flight):
-            ends = [datetime.fromisoformat(str(text).replace("Z", "+00:00")).timestamp() for text in flight]
-            axes.plot(self._local(ends, zone), [0, goal], color=COLOURS[1], linestyle="--", label="ideal")
+            start, end = (datetime.fromisoformat(str(text).replace("Z", "+00:00")).timestamp() for text in flight)
+            line = report.lines.get(campaign["id"])
+            moments = [start + (end - start) * at / POINTS for at in range(POINTS + 1)]
+            due = [goal * (at / POINTS if line is None else line.share(time)) for at, time in enumerate(moments)]
+            axes.plot(self._local(moments, zone), due, color=COLOURS[1], linestyle="--", label="ideal")
         axes.set_title(f"{campaign['id']}: {kind}", fontsize=10)
         self._date_axis(axes, zone)
         axes.set_ylim(bottom=0)
