@@ -68,7 +68,9 @@ def count(records: list[AnyRecord], zone: str, built: AdTable | None = None) -> 
     for record in records:
         if not isinstance(record, Answer) or record.ivt or int(record.id[-2:], 16) % SAMPLE:
             continue
-        index = built.placements[record.placement]
+        index = built.placements.get(record.placement)
+        if index is None:  # made up, so nobody was a candidate
+            continue
         day = datetime.fromtimestamp(record.time, ZoneInfo(zone)).date().isoformat()
         for candidate in explain_again(built, past_of(record)).candidates:
             name = candidate.campaign
