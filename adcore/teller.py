@@ -33,6 +33,8 @@ JITTER = 0.2
 # A start waits no longer than this for what others have counted, and an end to tell what it has.
 FIRST_EXCHANGE_S = 1.0
 LAST_EXCHANGE_S = 2.0
+# ... and no longer than this for the file of counts, on a disk that hangs.
+LAST_SAVE_S = 10.0
 
 R = TypeVar("R")
 
@@ -112,14 +114,18 @@ class Teller:
             in_time = told.done() and told.result()
         self._bank.close()
         if not in_time:
-            # The bank is gone, or was never needed; a call that is still under way ends now.
-            await asyncio.wait([asyncio.ensure_future(self._in_thread(lambda: None))], timeout=LAST_EXCHANGE_S)
+            # The bank is gone, or was never needed; a call that is still under way ends now, and then this one's turn
+            # comes. Not on the loop: a disk may hang, and the delivery log is still to be written.
             self._counters.tell_again()
-            try:
-                answer, _ = Tally(self._file).exchange(self._ask(None), finish(self._counters.untold()))
-                self._note(answer.notes)
-            except StartError as error:
+            ask, own = self._ask(None), finish(self._counters.untold())
+            kept = asyncio.ensure_future(self._in_thread(lambda: Tally(self._file).exchange(ask, own)))
+            await asyncio.wait([kept], timeout=LAST_SAVE_S)
+            if not kept.done():
+                log.error("the last counts could not be kept in %s within %d s", self._file.path, LAST_SAVE_S)
+            elif isinstance(error := kept.exception(), StartError):
                 log.error("%s", error)
+            else:
+                self._note(kept.result()[0].notes)
         self._thread.shutdown()
 
     async def exchange(self) -> bool:

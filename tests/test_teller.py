@@ -174,6 +174,33 @@ def test_the_last_counts_are_kept_whatever_the_bank_does(
     assert file.load() == kept
 
 
+def test_a_disk_that_hangs_does_not_hold_up_the_end(
+    file: CounterFile, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("adcore.teller.LAST_SAVE_S", 0.05)
+    disk = threading.Event()
+    monkeypatch.setattr(file, "save", lambda kept: disk.wait())
+    counters = counters_with(1)
+    deliver(counters, "c0")
+    turns = 0
+
+    async def turn() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    async def end() -> None:
+        turning = asyncio.ensure_future(turn())
+        await teller(FakeBank(), counters, file).close()
+        turning.cancel()
+
+    asyncio.run(end())
+    disk.set()
+    assert turns > 1
+    assert f"the last counts could not be kept in {file.path}" in caplog.text
+
+
 def test_counts_that_cannot_be_saved_are_an_error_and_are_saved_later(file: CounterFile) -> None:
     counters = counters_with(1)
     deliver(counters, "c0")
