@@ -74,22 +74,23 @@ Pieces = tuple[object, ...]
 class CompiledDecision:
     """The answers that show one creative in one placement, as pieces around what differs from time to time."""
 
-    __slots__ = ("_creative", "_frame", "_json", "_placement", "_public_url", "frame_headers")
+    __slots__ = ("_creative", "_frame", "_placement", "_public_url", "_to_click", "_to_view", "frame_headers")
 
     def __init__(self, placement: Placement, campaign_id: str, creative: Creative, public_url: str) -> None:
         """For `public_url` (no slash at its end; "" makes the links relative)."""
         self._placement = placement
         self._creative = creative
         self._public_url = public_url
-        self._json = _json(placement, campaign_id, creative, public_url)
+        click_link, self._to_view = _links(public_url)
+        self._to_click = b'",' + json_for_script(_static(placement, campaign_id, creative))[1:-1] + click_link
+        """What is between the impression id and the click link's token: most of the answer."""
         self.frame_headers = (("Content-Security-Policy", _policy(creative.format, public_url)), _REFERRER)
         self._frame: Pieces = ()
         """Empty until the first frame is asked for: it is five times as large, and sites use one or the other."""
 
     def json(self, impression_id: bytes, token: bytes) -> bytes:
         """The decision of the design, as compact JSON that may stand in a <script>."""
-        start, to_click, to_view, end = self._json
-        return b"".join((start, impression_id, to_click, token, to_view, token, end))
+        return b"".join((b'{"impression_id":"', impression_id, self._to_click, token, self._to_view, token, b'"}'))
 
     def frame(self, impression_id: bytes, token: bytes) -> bytes:
         """An HTML document for an iframe, to be sent with `frame_headers`."""
@@ -99,11 +100,9 @@ class CompiledDecision:
         return "".join([piece if isinstance(piece, str) else varying[piece] for piece in self._frame]).encode()
 
 
-def _json(
-    placement: Placement, campaign_id: str, creative: Creative, public_url: str
-) -> tuple[bytes, bytes, bytes, bytes]:
-    """What goes before the impression id, before the two tokens, and after them."""
-    static = {
+def _static(placement: Placement, campaign_id: str, creative: Creative) -> dict[str, Any]:
+    """What is the same whenever the ad is shown."""
+    return {
         "placement": placement.id,
         "campaign": campaign_id,
         "creative": {
@@ -114,8 +113,6 @@ def _json(
             **_content(creative),
         },
     }
-    to_click, to_view = _links(public_url)
-    return b'{"impression_id":"', b'",' + json_for_script(static)[1:-1] + to_click, to_view, b'"}'
 
 
 @lru_cache(maxsize=4)

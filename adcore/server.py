@@ -7,7 +7,6 @@ out. No request logic here.
 
 import asyncio
 import contextlib
-import gc
 import logging
 import os
 import platform
@@ -27,6 +26,7 @@ import uvloop
 from adcore import __version__, errorlog
 from adcore.acceptor import Acceptor
 from adcore.bank import Places, TallyProcess
+from adcore.collector import Collector
 from adcore.config import Config, reload_config
 from adcore.control.explain import ExplainError, explain_request
 from adcore.control.handlers import ControlHandlers
@@ -152,6 +152,7 @@ class Server:
         self.seat = seat
         self.parent = None if seat is None else seat.open_parent()
         self.runtime = Runtime()
+        self.collector = Collector()
         self.stopping = asyncio.Event()
         self.hurrying = asyncio.Event()
         self.told_to_stop = False
@@ -223,12 +224,9 @@ class Server:
         # Operators can ask while the first table is still on its way.
         control_server = await serve(loop, control_listener, control, 16) if control_listener else None
         reporting = loop.create_task(self.notifier.report(self._summary), name="report")
-        # A large document is taken apart meanwhile, and nothing in it is garbage before it is all done.
-        gc.disable()
         self.teller.warm_up()
         if not await self.refresher.start():
             log.error("no ad table yet; %s", self._without_table())
-        gc.enable()
         await self.teller.start()
         timers = [
             loop.create_task(self.refresher.run(), name="refresh"),
@@ -237,9 +235,7 @@ class Server:
         ]
         stopping = loop.create_task(self.stopping.wait())
         stop_accepting = await self._accept(listener)
-        # What start-up made stays for good: the collector need not look at it again.
-        gc.collect()
-        gc.freeze()
+        self.collector.settle()
         await asyncio.wait([stopping, writing, reporting, *timers], return_when=asyncio.FIRST_COMPLETED)
         if not self.stopping.is_set():
             log.error("a part of the server has ended by itself; stopping")
@@ -556,6 +552,7 @@ class Server:
         while True:
             await asyncio.sleep(TURN_INTERVAL_S)
             errorlog.flush()
+            self.collector.turn(self.http.statistics.requests)
             await in_slices(self.state.counters.turn_in_steps(time.time))
 
     async def _share(self, acceptor: Acceptor) -> None:

@@ -2,7 +2,8 @@
 
 A tenth of the campaigns is for the placement `busy`, which so has 10,000 creatives as candidates, all of one tier; the
 others name one to three of 50 placements of five sizes. Targeting varies as in macro/inventory.py; a fifth has a goal,
-a tenth a frequency cap.
+a tenth of those others a frequency cap. (None of `busy`: of the five campaigns that a decision among its 500 is compared
+with no tenth can have one, and an answer that sets a cookie costs more than the rest of the decision.)
 """
 
 import random
@@ -76,7 +77,7 @@ def _campaign(draw: random.Random, number: int) -> Document:
         "weight": draw.randint(1, 20),
         "status": "paused" if draw.random() < 0.05 else "active",
         "goal": {"impressions": 10**9} if draw.random() < 0.2 else None,
-        "frequency_cap": {"impressions": 10, "seconds": 86_400} if draw.random() < 0.1 else None,
+        "frequency_cap": {"impressions": 10, "seconds": 86_400} if draw.random() < 0.1 and wanted != [BUSY] else None,
         "targeting": targeting,
         "creatives": [_creative(draw, f"{name}-{at}", size) for at in range(CREATIVES_EACH)],
     }
