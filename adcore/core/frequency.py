@@ -74,6 +74,8 @@ def fold(history: Iterable[Seen], caps: Caps, now: float) -> History:
         for seen in history
         if seen.time > now - (caps[seen.campaign_key].seconds if seen.campaign_key in caps else UNKNOWN_KEPT_S)
     ]
+    if len(live) < 2:
+        return tuple(live)
     folded: list[Seen] = []
     for granularity in _GRANULARITIES:
         folded = sorted(_merge(live, caps, granularity), key=_by_time)
