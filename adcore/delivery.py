@@ -22,9 +22,10 @@ from itertools import count
 
 from adcore.config import Config
 from adcore.core.adtable import Ad, AdTable
+from adcore.core.agents import parse_user_agent
 from adcore.core.calendar import Calendar, Moment
 from adcore.core.decision import NOBODY, Eligible, NoAd, draw, find_eligible
-from adcore.core.facts import Facts, parse_accept_language, parse_country, parse_user_agent, truncate_ip
+from adcore.core.facts import Facts, parse_accept_language, parse_country, truncate_ip
 from adcore.core.frequency import History, Seen, campaign_key, capped
 from adcore.core.reason import Reason
 from adcore.counters import Counters

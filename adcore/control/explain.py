@@ -8,19 +8,18 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 
 from adcore.core.adtable import AdTable
+from adcore.core.agents import parse_user_agent
 from adcore.core.calendar import Calendar
 from adcore.core.decision import Explanation, explain
 from adcore.core.facts import (
-    DEVICES,
-    OPERATING_SYSTEMS,
     Facts,
     FactsError,
     parse_accept_language,
     parse_country,
     parse_key_values,
     parse_keywords,
-    parse_user_agent,
 )
+from adcore.core.inventory import DEVICES, OPERATING_SYSTEMS
 from adcore.core.reason import Reason
 from adcore.errors import AdcoreError
 

@@ -3,9 +3,6 @@
 Browsers repeat themselves, so each distinct header is parsed once and remembered in a bounded cache. What a
 browser sends is never an error, only unknown; keywords and key-values are sent by the site's own pages, so a
 mistake in them is a `FactsError` that names the field.
-
-The system comes from ua-parser's rules, bots from the kept list of crawler-user-agents. An iPad that asks for
-desktop pages (the default since iPadOS 13) calls itself a Mac and is counted as one.
 """
 
 import re
@@ -14,21 +11,9 @@ from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import NamedTuple
 
-import ua_parser
-from crawleruseragents import CRAWLER_USER_AGENTS_DATA
-from ua_parser.core import Domain
-from ua_parser.lazy import UserAgentMatcher
-from ua_parser.loaders import load_lazy_builtins
-
-from adcore.core.inventory import DEVICES as DEVICES
-from adcore.core.inventory import OPERATING_SYSTEMS as OPERATING_SYSTEMS
-from adcore.core.inventory import WORD_CHARS_MAX, Device, OperatingSystem, normalise_word
+from adcore.core.inventory import WORD_CHARS_MAX, normalise_word
 from adcore.errors import AdcoreError
 
-# The longest that apps send, with their lists of models and versions, are near 600 characters.
-USER_AGENT_CHARS_MAX = 1024
-# A busy site sees some thousand distinct ones a day; 8192 of a usual length and their answers take 3 MB.
-USER_AGENTS_KEPT = 8192
 # A person who sets more languages than this does not notice; each is stored with every record.
 LANGUAGES_MAX = 16
 ACCEPT_LANGUAGE_CHARS_MAX = 512
@@ -45,14 +30,6 @@ class FactsError(AdcoreError, ValueError):
         super().__init__(f"{field} {message}")
 
 
-class Agent(NamedTuple):
-    """What a User-Agent stands for."""
-
-    device: Device
-    os: OperatingSystem
-    bot: bool
-
-
 class Facts(NamedTuple):
     """All that targeting knows of a request. Equal facts are treated alike."""
 
@@ -67,11 +44,6 @@ class Facts(NamedTuple):
     key_values: tuple[tuple[str, str], ...]
     """Sorted, each once; a name may come with several values."""
     bot: bool
-
-
-def parse_user_agent(text: str) -> Agent:
-    """Device, system and whether it is a known bot, of a User-Agent header (its bytes read as Latin-1)."""
-    return _parse_user_agent(text[:USER_AGENT_CHARS_MAX])
 
 
 def parse_accept_language(text: str) -> tuple[str, ...]:
@@ -167,82 +139,3 @@ def _parse_accept_language(text: str) -> tuple[str, ...]:
                 languages.setdefault(tag)
             tag = tag.rpartition("-")[0]
     return tuple(languages)[:LANGUAGES_MAX]
-
-
-# One resolver answers both: ua-parser's rules for the system, and "is it a bot" by giving it the patterns of
-# crawler-user-agents where the names of browsers would be. With ua-parser's compiled regexes that takes 10 µs
-# for 1500 patterns, against 300 µs in Python's `re`.
-_resolve = ua_parser.BestAvailableResolver(
-    (
-        [UserAgentMatcher(crawler["pattern"], "bot") for crawler in CRAWLER_USER_AGENTS_DATA],
-        load_lazy_builtins()[1],
-        [],
-    )
-)
-
-_SYSTEMS: dict[str, OperatingSystem] = {
-    **dict.fromkeys(("Windows",), "windows"),
-    **dict.fromkeys(("Mac OS X", "Mac OS"), "macos"),
-    **dict.fromkeys(("iOS",), "ios"),
-    **dict.fromkeys(("Android", "Chromecast Android"), "android"),
-    **dict.fromkeys(("Chrome OS",), "chromeos"),
-    **dict.fromkeys(
-        (
-            *("Linux", "Debian", "Ubuntu", "Kubuntu", "Lubuntu", "Linux Mint", "Fedora", "Red Hat", "CentOS"),
-            *(
-                "Arch Linux",
-                "Gentoo",
-                "Mageia",
-                "Mandriva",
-                "openSUSE",
-                "SUSE",
-                "PCLinuxOS",
-                "Puppy",
-                "Slackware",
-            ),
-            *("BackTrack", "VectorLinux", "Chromecast Linux"),
-        ),
-        "linux",
-    ),
-}
-
-# Sets, boxes, sticks and consoles: whatever their system, they show on a television.
-_TV = re.compile(
-    r"smart-?tv|apple ?tv|google ?tv|android ?tv|hbbtv|netcast|web0s|webos\.tv|bravia|viera|vidaa|roku|crkey"
-    r"|\baft[a-z0-9]{1,6}\b|\bdtv\b|\blarge screen\b|playstation [3-9]|xbox|nintendo (?:switch|wii)",
-    re.IGNORECASE,
-)
-_MOBILE = re.compile(
-    r"mobi|iphone|ipod|windows phone|blackberry|\bbb10\b|kaios|opera mini|symbian|midp"
-    r"|playstation (?:vita|portable)",
-    re.IGNORECASE,
-)
-_TABLET = re.compile(r"ipad|playbook|kindle|silk/|\btablet\b", re.IGNORECASE)
-# Worn on the head or the wrist, or spoken to.
-_OTHER = re.compile(r"oculusbrowser|\bquest\b|watch ?os|smartspeaker", re.IGNORECASE)
-_DESKTOP = re.compile(r"\bx11\b", re.IGNORECASE)
-
-
-@lru_cache(maxsize=USER_AGENTS_KEPT)
-def _parse_user_agent(text: str) -> Agent:
-    # The header is ASCII (RFC 9110, 5.5); the compiled regexes take no lone surrogates.
-    found = _resolve(text.encode("ascii", "replace").decode("ascii"), Domain.USER_AGENT | Domain.OS)
-    system = _SYSTEMS.get(found.os.family, "other") if found.os else "other"
-    return Agent(_device(text, system), system, found.user_agent is not None)
-
-
-def _device(text: str, system: OperatingSystem) -> Device:
-    if _OTHER.search(text):
-        return "other"
-    if _TV.search(text):
-        return "tv"
-    # Windows lists "Tablet PC" among the components of desktops.
-    if system != "windows" and _TABLET.search(text):
-        return "tablet"
-    if _MOBILE.search(text):
-        return "mobile"
-    if system == "android":
-        return "tablet"
-    if system in ("windows", "macos", "linux", "chromeos") or _DESKTOP.search(text):
-        return "desktop"
-    return "other"

@@ -2,8 +2,8 @@
 
 A tenth of the campaigns is for the placement `busy`, which so has 10,000 creatives as candidates, all of one tier; the
 others name one to three of 50 placements of five sizes. Targeting varies as in macro/inventory.py; a fifth has a goal,
-a tenth of those others a frequency cap. (None of `busy`: of the five campaigns that a decision among its 500 is compared
-with no tenth can have one, and an answer that sets a cookie costs more than the rest of the decision.)
+a tenth of those others a frequency cap. (None of `busy`: of the five campaigns with which its 500 are compared no tenth
+can have one, and an answer that sets a cookie costs more than the rest of the decision.)
 """
 
 import random

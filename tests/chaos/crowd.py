@@ -103,10 +103,10 @@ def besiege(
     """Hold `slow` and `deaf` connections for `seconds` under good load, having measured without them as long."""
     timeouts_s = (str(header_timeout_s), str(idle_timeout_s))
     with serving_over(kind, folder, "--header-timeout", timeouts_s[0], "--idle-timeout", timeouts_s[1]) as server:
+        watch = Watch(server)
         with Probe(server.address) as quiet, Load(server.address, clients=2):
-            time.sleep(seconds)
+            watch.look_for(seconds)
         with crowd(server, slow, deaf, *timeouts_s) as bad, Load(server.address, clients=2, name="good") as load:
-            watch = Watch(server)
             if deaf:
                 watch.until_settled()
             with Probe(server.address) as probe:
@@ -241,21 +241,28 @@ def be_the_crowd(address: str, slow: int, deaf: int, header_timeout_s: float, id
                 sock.send(TAG * 100)
     print("here", flush=True)
     late: Counter[str] = Counter(dict.fromkeys(SLOW, 0))
-    next_byte_monotonic = 0.0
+    dripping = [one for one in left.values() if one.every_second]
+    dripped = 0
+    began_monotonic = looked_monotonic = time.monotonic()
     while left:
-        for fd, _ in poll.poll(0.5):
+        for fd, _ in poll.poll(0.01):
             if left[fd].is_cut():
                 left.pop(fd).sock.close()
         now = time.monotonic()
+        # Spread over each second, as from clients that know nothing of each other.
+        due = int((now - began_monotonic) * len(dripping))
+        for number in range(dripped, due):
+            one = dripping[number % len(dripping)]
+            with contextlib.suppress(OSError):
+                one.sock.send(one.every_second)
+        dripped = due
+        if now < looked_monotonic + 0.5:
+            continue
+        looked_monotonic = now
         for fd, one in list(left.items()):
             if now > one.end_monotonic:
                 late[one.kind] += 1
                 left.pop(fd).sock.close()
-            elif one.every_second and now > next_byte_monotonic:
-                with contextlib.suppress(OSError):
-                    one.sock.send(one.every_second)
-        if now > next_byte_monotonic:
-            next_byte_monotonic = now + 1.0
     print("; ".join(f"{name}={count}" for name, count in late.items()), flush=True)
     sys.stdin.readline()
 

@@ -18,6 +18,7 @@ import pytest
 
 from adcore.core import facts
 from adcore.core.adtable import build_table
+from adcore.core.agents import parse_user_agent
 from adcore.core.calendar import Calendar
 from adcore.core.decision import Decision, decide
 from adcore.deliverylog.record import RECORDS, Impression
@@ -220,7 +221,7 @@ def test_the_peers_decide_as_adcore_does() -> None:
         given = dict(request.headers)
         placement, keywords = peer.parse_query(request.target.partition("?")[2])
         agent = peer.parse_user_agent(given["User-Agent"])
-        assert agent == tuple(facts.parse_user_agent(given["User-Agent"])), given["User-Agent"]
+        assert agent == tuple(parse_user_agent(given["User-Agent"])), given["User-Agent"]
         languages = peer.parse_accept_language(given["Accept-Language"])
         assert languages == facts.parse_accept_language(given["Accept-Language"])
         assert peer.truncate_ip(given["X-Real-IP"]) == facts.truncate_ip(given["X-Real-IP"])
