@@ -18,7 +18,9 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from importlib import resources
+from itertools import chain, repeat
 from pathlib import Path
+from struct import Struct
 
 import msgspec
 import uvloop
@@ -119,10 +121,8 @@ def run(config: Config, seat: Seat | None = None) -> int:
 
 def impression_ids() -> Iterator[bytes]:
     """Endless random ids of 128 bits in 32 hex digits, drawn from the system 256 at a time."""
-    while True:
-        block = os.urandom(16 * 256).hex().encode()
-        for start in range(0, len(block), 32):
-            yield block[start : start + 32]
+    blocks = (os.urandom(16 * 256).hex().encode() for _ in repeat(None))
+    return chain.from_iterable(map(Struct("32s" * 256).unpack, blocks))
 
 
 def install_sample_inventory(source: str) -> bool:

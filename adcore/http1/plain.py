@@ -94,7 +94,7 @@ class PlainReader:
 
     def read(self, data: bytes, request: Request) -> bool:
         """Whether `data` is one plain request; then its line and headers are in `request`."""
-        if len(data) > self._bytes_max or data[-4:] != b"\r\n\r\n":
+        if len(data) > self._bytes_max or not data.endswith(b"\r\n\r\n"):
             return False
         lines = data.split(b"\n")
         try:
