@@ -8,6 +8,7 @@ import queue
 import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
+from functools import partial
 from typing import ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -23,18 +24,7 @@ class BackgroundThread(Executor):
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         future: Future[T] = Future()
-
-        def call() -> None:
-            if not future.set_running_or_notify_cancel():
-                return
-            try:
-                result = fn(*args, **kwargs)
-            except BaseException as error:  # it belongs to whoever waits for the future
-                future.set_exception(error)
-            else:
-                future.set_result(result)
-
-        self._calls.put(call)
+        self._calls.put(partial(_call, future, fn, *args, **kwargs))
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
@@ -44,3 +34,17 @@ class BackgroundThread(Executor):
     def _run(self) -> None:
         while (call := self._calls.get()) is not None:
             call()
+
+
+def _call(future: Future[T], fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        result = fn(*args, **kwargs)
+    except BaseException as error:  # it belongs to whoever waits for the future
+        future.set_exception(error)
+        # Its traceback leads here. If there were a way on to the future, whatever the call had at hand (records, when a
+        # disk fails) would stay until the garbage collector comes.
+        del future
+    else:
+        future.set_result(result)

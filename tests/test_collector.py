@@ -1,5 +1,6 @@
 """When Python's garbage collector runs, and that serving leaves nothing to it."""
 
+import asyncio
 import gc
 import json
 import signal
@@ -12,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from adcore.background import BackgroundThread
 from adcore.collector import BUSY_S, IDLE_S, Collector
 from tests.inventories import campaign, document
-from tests.process import Adcore, adctl, connect, wait_for
+from tests.process import PATIENCE_S, Adcore, adctl, connect, wait_for
 
 Abandon = Callable[[], Callable[[], bool]]
 
@@ -149,3 +151,28 @@ def test_serving_leaves_no_garbage(tmp_path: Path) -> None:
     finally:
         server.process.kill()
         server.process.wait()
+
+
+def test_a_call_that_fails_in_a_thread_leaves_no_garbage() -> None:
+    class Records:
+        pass
+
+    def fail(records: Records) -> None:
+        raise OSError("the disk is full")
+
+    async def call() -> weakref.ref[Records]:
+        records = Records()
+        with pytest.raises(OSError, match="the disk is full"):
+            await asyncio.get_running_loop().run_in_executor(thread, fail, records)
+        return weakref.ref(records)
+
+    thread = BackgroundThread("fails")
+    gc.disable()
+    try:
+        left = asyncio.run(call())
+        # What it did last is let go when it is told to do something else.
+        thread.submit(bool).result(PATIENCE_S)
+        assert left() is None
+    finally:
+        gc.enable()
+        thread.shutdown()
