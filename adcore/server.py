@@ -234,8 +234,8 @@ class Server:
             loop.create_task(self.teller.run(), name="counts"),
         ]
         stopping = loop.create_task(self.stopping.wait())
-        stop_accepting = await self._accept(listener)
         self.collector.settle()
+        stop_accepting = await self._accept(listener)
         await asyncio.wait([stopping, writing, reporting, *timers], return_when=asyncio.FIRST_COMPLETED)
         if not self.stopping.is_set():
             log.error("a part of the server has ended by itself; stopping")
@@ -552,7 +552,7 @@ class Server:
         while True:
             await asyncio.sleep(TURN_INTERVAL_S)
             errorlog.flush()
-            self.collector.turn(self.http.statistics.requests)
+            self.collector.turn(sum(self.http.statistics.responses))
             await in_slices(self.state.counters.turn_in_steps(time.time))
 
     async def _share(self, acceptor: Acceptor) -> None:

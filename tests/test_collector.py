@@ -3,8 +3,8 @@
 import asyncio
 import gc
 import json
+import os
 import signal
-import socket
 import sys
 import weakref
 from collections.abc import Callable, Iterator
@@ -27,7 +27,7 @@ from adcore.cli import main
 from adcore.collector import Collector
 
 found = open(sys.argv[1], "a", buffering=1)
-Collector.turn = lambda self, requests: print(gc.collect(), file=found)
+Collector.turn = lambda self, answers: print(gc.collect(), file=found)
 sys.exit(main(sys.argv[sys.argv.index("adcore") + 1 :]))
 """
 
@@ -51,7 +51,7 @@ def abandon() -> Iterator[Abandon]:
 
 def test_nothing_is_collected_while_requests_come_for_an_hour(abandon: Abandon) -> None:
     now = 0.0
-    collector = Collector(lambda: now)
+    collector = Collector(lambda: now, lambda: 0.0)
     is_gone = abandon()
     for second in range(1, int(BUSY_S)):
         now = float(second)
@@ -59,6 +59,21 @@ def test_nothing_is_collected_while_requests_come_for_an_hour(abandon: Abandon) 
     assert not is_gone()
     now = BUSY_S
     collector.turn(int(now))
+    assert is_gone()
+
+
+@pytest.mark.parametrize(("uniform", "due"), [(0.0, BUSY_S), (0.5, BUSY_S * 3 / 4), (1.0, BUSY_S / 2)])
+def test_workers_that_were_started_together_do_not_collect_together(
+    uniform: float, due: float, abandon: Abandon
+) -> None:
+    now = 0.0
+    collector = Collector(lambda: now, lambda: uniform)
+    is_gone = abandon()
+    now = due - 1
+    collector.turn(1)
+    assert not is_gone()
+    now = due
+    collector.turn(2)
     assert is_gone()
 
 
@@ -86,9 +101,51 @@ def test_a_lot_of_allocations_starts_no_collection(abandon: Abandon) -> None:
     assert not is_gone()
 
 
+class Collecting:
+    """A server that collects every second, and what it found."""
+
+    def __init__(self, folder: Path, *args: str) -> None:
+        self._found = folder / "found"
+        launcher = (sys.executable, "-c", LAUNCHER, str(self._found))
+        state = folder / "state"
+        where = ("--unix", f"{state}/ad.sock", "--state-dir", str(state))
+        self.server = Adcore(state, *where, "--refresh", "0.2", *args, launcher=launcher)
+        self._looked_at = 0
+
+    def __enter__(self) -> "Collecting":
+        try:
+            self.server.wait_until_ready()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.server.process.kill()
+        self.server.process.wait()
+
+    def collect(self) -> int:
+        """How many objects it has found since the last call, with all that was left before this one."""
+        enough = len(self._counts()) + 2
+        wait_for(lambda: len(self._counts()) >= enough, lambda: self.server.errors)
+        counts = self._counts()
+        new, self._looked_at = counts[self._looked_at :], len(counts)
+        return sum(new)
+
+    def _counts(self) -> list[int]:
+        return [int(line) for line in self._found.read_text().split()]
+
+    def kill(self, module: str) -> bool:
+        """Kill its child that runs this; whether there was one."""
+        children = Path(f"/proc/{self.server.process.pid}/task").glob("*/children")
+        for pid in " ".join(path.read_text() for path in children).split():
+            if module in Path(f"/proc/{pid}/cmdline").read_text():
+                os.kill(int(pid), signal.SIGKILL)
+                return True
+        return False
+
+
 def test_serving_leaves_no_garbage(tmp_path: Path) -> None:
-    found = tmp_path / "found"
-    state = tmp_path / "state"
     source = f"sqlite:///{tmp_path}/ads.db"
     inventory = tmp_path / "inventory.json"
 
@@ -98,59 +155,66 @@ def test_serving_leaves_no_garbage(tmp_path: Path) -> None:
         applied = adctl("apply", "--source", source, str(inventory))
         assert applied.returncode == 0, applied.stderr
 
-    book()
-    launcher = (sys.executable, "-c", LAUNCHER, str(found))
-    times = ("--refresh", "0.2", "--header-timeout", "0.5", "--idle-timeout", "0.5")
-    server = Adcore(state, "--unix", f"{state}/ad.sock", "--source", source, *times, launcher=launcher)
-    try:
-        server.wait_until_ready()
-        wait_for(found.exists)
-
-        def counts() -> list[int]:
-            return [int(line) for line in found.read_text().split()]
-
-        def collect(times: int) -> None:
-            enough = len(counts()) + times
-            wait_for(lambda: len(counts()) >= enough)
-
-        collect(2)
-        before = len(counts())
-        for number in range(50):
-            for target in (
-                "/v1/decision?placement=side",
-                "/v1/decision?placement=made-up",
-                "/v1/click?t=x",
-                "/nowhere",
-            ):
-                server.ask(target)
-            shown = server.ask("/v1/decision?placement=side").json()
-            for link in (shown["click_url"], shown["view_url"], shown["view_url"]):
-                server.ask(link)
-            if number % 10 == 0:
-                book(name=f"Edited {number}")
-                server.status()
-        silent = [connect(server.address) for _ in range(50)]
-        for number, sock in enumerate(silent):
+    def visit(server: Adcore) -> None:
+        for target in ("/v1/decision?placement=side", "/v1/frame?placement=x", "/v1/click?t=x", "/v1/tag.js", "/x"):
+            server.ask(target)
+        shown = server.ask("/v1/decision?placement=side").json()
+        for link in (shown["click_url"], shown["view_url"], shown["view_url"]):
+            server.ask(link)
+        server.ask("/v1/decision", "POST", b'{"placements": ["side"], "visitor": {"user_agent": "x"}}')
+        server.ask("/v1/decision", "POST", b"{")
+        server.status()
+        clients = [connect(server.address) for _ in range(6)]
+        for number, sock in enumerate(clients):
             sock.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n" if number % 2 else b"GE\0T / HTTP/1.1\r\n\r\n")
-            if number % 5 == 0:
-                sock.close()
-        for sock in silent:
-            with suppress(ConnectionError, socket.timeout):
-                while sock.fileno() != -1 and sock.recv(4096):
+        clients[0].close()
+        for sock in clients[1:]:
+            with suppress(OSError):
+                while sock.recv(4096):
                     pass
             sock.close()
+
+    book()
+    times = ("--header-timeout", "0.5", "--idle-timeout", "0.5")
+    with Collecting(tmp_path, "--source", source, *times) as collecting:
+        server = collecting.server
+        # What is made with the first request of a kind stays.
+        visit(server)
+        book(name="Edited")
+        collecting.collect()
+        for number in range(5):
+            visit(server)
+            book(name=f"Edited {number}")
         server.signal(signal.SIGUSR1)
-        collect(2)
-        assert counts()[before:] == [0] * len(counts()[before:])
+        assert collecting.collect() == 0
         # It would be found: what was made for a configuration refers to itself; the first one's stays for good.
-        for _ in range(3):
+        for _ in range(2):
             server.signal(signal.SIGHUP)
-            collect(1)
-        wait_for(lambda: any(counts()[before:]))
+            found = collecting.collect()
+        assert found > 0
         assert server.stop() == 0
-    finally:
-        server.process.kill()
-        server.process.wait()
+
+
+def test_failures_leave_no_garbage(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.symlink_to("/dev/full")
+    with Collecting(tmp_path, "--log", str(log)) as collecting:
+        server = collecting.server
+        server.ask("/v1/decision?placement=top")
+        wait_for(lambda: server.status()["log"]["write_errors"])
+        collecting.collect()
+        log.unlink()
+        log.mkdir()
+        for _ in range(2):
+            errors = server.status()["log"]["write_errors"]
+            server.signal(signal.SIGUSR1)
+            for child in ("adcore.bank", "adcore.sources.loader"):
+                wait_for(lambda child=child: collecting.kill(child))
+            wait_for(lambda errors=errors: server.status()["log"]["write_errors"] > errors)
+            found = collecting.collect()
+        # What is made when it happens for the first time stays.
+        assert found == 0
+        assert "reopen" in server.errors
 
 
 def test_a_call_that_fails_in_a_thread_leaves_no_garbage() -> None:

@@ -50,6 +50,10 @@ ONLY_IN = {
     "backports": {"adcore.sources.archive"},
     "maxminddb": {"adcore.geoip"},
     "uvloop": {"adcore.server"},
+    # They are a third of what a server's start takes, and the loader starts with every load.
+    "ua_parser": {"adcore.core.agents"},
+    "crawleruseragents": {"adcore.core.agents"},
+    "adcore.core.agents": {"adcore.delivery", "adcore.control.explain"},
     "prometheus_client": {"adcore.control.metrics"},
     "adcore.server": {"adcore.cli"},
     "adcore.cli": {"adcore.__main__"},

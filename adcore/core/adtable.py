@@ -56,18 +56,18 @@ class Ad(msgspec.Struct, frozen=True, eq=False, gc=False):
 
 
 class Entrant(msgspec.Struct, frozen=True, eq=False, gc=False):
-    """What a campaign has to show in one placement, and the sums of its creatives' weights up to each."""
+    """What a campaign has to show in one placement."""
 
     campaign: Campaign
     ads: tuple[Ad, ...]
-    bounds: "array[int]"
+    bounds: "array[int]"  # in quotes, since Python 3.11's can't be subscripted
+    """The sums of the creatives' weights up to each."""
 
     def pick(self, draw: float) -> tuple[Ad, float]:
         """The ad at `draw`, a number in [0, 1), and the probability with which it is picked."""
         ads, bounds = self.ads, self.bounds
         # The last one has no upper bound, so that it takes a product that rounds up to the total itself.
         at = bisect_right(bounds, draw * bounds[-1], hi=len(ads) - 1)
-        # The creative has its weight too, but so far it is not needed, and probably not in the CPU's cache.
         return ads[at], (bounds[at] - bounds[at - 1] if at else bounds[0]) / bounds[-1]
 
 

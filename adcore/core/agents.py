@@ -3,7 +3,7 @@
 The system comes from ua-parser's rules, bots from the kept list of crawler-user-agents. An iPad that asks for desktop
 pages (the default since iPadOS 13) calls itself a Mac and is counted as one.
 
-Of all that serving imports this takes longest, 60 ms: only what meets browsers should import it.
+Of all that a server imports this takes longest, a third of the time: only what meets browsers imports it.
 """
 
 import re

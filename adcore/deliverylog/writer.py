@@ -276,6 +276,7 @@ class LogWriter:
         self._thread.submit(os.close, self._fd)
         self._fd, self._torn = fd, torn
         self.reopens += 1
+        log.info("the delivery log %s is opened anew", self.path)
         self._rewind_to_record()
 
     def _open_file(self) -> tuple[int, bool]:

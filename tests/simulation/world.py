@@ -38,6 +38,9 @@ class Fault(Enum):
     """Of a write: some of it is done. Like KILL_AFTER for all others."""
     KILL_AFTER = "kill after"
 
+    def __str__(self) -> str:
+        return self.value
+
 
 KILLS = (Fault.KILL_BEFORE, Fault.KILL_WITHIN, Fault.KILL_AFTER)
 
