@@ -32,7 +32,7 @@ from pathlib import Path
 from struct import Struct
 
 from adcore.deliverylog.queue import RecordQueue
-from adcore.deliverylog.reader import Damage, open_log, read_records
+from adcore.deliverylog.reader import Damage, read_records
 from adcore.deliverylog.record import AnyRecord, type_of
 from adcore.errors import StartError
 
@@ -178,15 +178,25 @@ def _take_over(content: bytes, path: Path, log_path: Path, queue: RecordQueue, t
 
 def _written_since(log_path: Path, device: int, inode: int, size: int) -> Iterator[AnyRecord]:
     """What is in the log from `size` on; it may have been renamed since."""
-    for path in (log_path, *sorted(log_path.parent.glob(f"{log_path.name}*"))):
+    for path in _names(log_path):
         with contextlib.suppress(OSError):
-            status = path.stat()
-            if stat.S_ISREG(status.st_mode) and (status.st_dev, status.st_ino) == (device, inode):
-                with open_log(path) as file:
+            if not stat.S_ISREG(path.stat().st_mode):
+                continue  # to open a pipe would wait for its other end
+            with path.open("rb") as file:
+                # Of the open file: the name may be another one's by now.
+                status = os.fstat(file.fileno())
+                if (status.st_dev, status.st_ino) == (device, inode):
                     file.seek(size)
                     yield from _records(file)
-                return
+                    return
     log.warning("the log that a killed process wrote to is not beside %s: some records may be there twice", log_path)
+
+
+def _names(log_path: Path) -> Iterator[Path]:
+    """What a log may be called by now. One that is renamed meanwhile is found by its new name."""
+    yield log_path
+    for _ in range(2):
+        yield from sorted(log_path.parent.glob(f"{log_path.name}*"))
 
 
 def _records(file: BufferedIOBase) -> Iterator[AnyRecord]:

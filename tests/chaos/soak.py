@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import random
+import shutil
 import signal
 import statistics
 import sys
@@ -218,6 +219,8 @@ def soak(folder: Path, seconds: float, seed: int) -> Outcome:
             problems.append(f"records were left in the spool: {left}")
         records, damage = read_torn_log(*volume.path.glob("delivery.log*"))
         counts = {**load.check(records), "dropped": dropped, "torn": len(damage), "files": run._rotations + 1}
+        if any(counts[what] for what in WRONG):
+            shutil.copytree(volume.path, folder / "logs")
     problems += [f"{counts[what]} {what}" for what in (*WRONG, "dropped") if counts[what]]
     if counts["failed"] > run.done["kill"] * CLIENTS:
         problems.append(f"{counts['failed']} requests failed: {load.failures[-3:]}")
@@ -247,8 +250,12 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 32), help="(default: another one each time)")
     options = parser.parse_args()
     print("seed", options.seed, flush=True)
-    with tempfile.TemporaryDirectory(prefix="adcore-") as folder:
-        outcome = soak(Path(folder), options.minutes * 60, options.seed)
+    folder = Path(tempfile.mkdtemp(prefix="adcore-"))
+    outcome = soak(folder, options.minutes * 60, options.seed)
+    if outcome.problems:
+        print(f"what the server said, and its logs if a record is wrong, are left in {folder}")
+    else:
+        shutil.rmtree(folder)
     print(json.dumps({"minutes": options.minutes, "faults": dict(sorted(outcome.faults.items())), **outcome.counts}))
     for name, slope in outcome.rss_percent_per_hour.items():
         first, last = outcome.fds[name]

@@ -76,6 +76,24 @@ def test_what_was_written_but_not_yet_released_is_not_doubled(tmp_path: Path, re
     assert records == ([click(4)] if renamed else [click(1), click(2), click(3), click(4)])
 
 
+def test_a_log_that_is_renamed_while_it_is_looked_for_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    process = Process(tmp_path)
+    process.queue.put(click(1))
+    process.write(released=False)
+    process.kill()
+    look = Path.stat
+
+    def rename_first(path: Path, **options: bool) -> os.stat_result:
+        if path == process.log_path and os.path.exists(path):
+            path.rename(tmp_path / "log.1")
+        return look(path, **options)
+
+    following = Process(tmp_path)
+    with monkeypatch.context() as patching:
+        patching.setattr(Path, "stat", rename_first)
+        assert take_over(tmp_path, following.log_path, following.queue) == 0
+
+
 @pytest.mark.parametrize("length", range(1, 400, 23))
 def test_a_write_that_was_cut_short_leaves_every_record_once(tmp_path: Path, length: int) -> None:
     process = Process(tmp_path)
