@@ -24,7 +24,7 @@ from adcore.core.inventory import HOURS_OF_WEEK, Campaign, Creative, Id, Invento
 WEIGHTS_TOTAL = 1_000_000
 FORECAST_TOTAL = 1_000_000
 # Of the integral over each posterior, and how far from its mode (as a logarithm) its density counts for nothing.
-POINTS = 128
+POINTS = 256
 DEPTH = 25.0
 
 Requests = Annotated[float, Meta(ge=0, le=1e12)]

@@ -3,7 +3,7 @@ from math import exp, fsum, lgamma
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from adcore.core.adtable import build_table
@@ -44,6 +44,7 @@ RESULTS = st.integers(0, 20_000).flatmap(lambda shown: st.tuples(st.just(shown),
 
 @settings(deadline=None)
 @given(RESULTS, RESULTS)
+@example((0, 0), (691, 290))
 def test_the_chance_to_be_the_best_of_two_is_the_exact_one(first: tuple[int, int], second: tuple[int, int]) -> None:
     assert best_chances([first, second])[1] == pytest.approx(exact([first, second]), abs=2e-3)
 
