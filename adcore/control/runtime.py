@@ -153,7 +153,7 @@ class Runtime:
             "workers": 1,
             "tasks": len(asyncio.all_tasks()),
             "threads": threading.active_count(),
-            "fds": len(os.listdir("/proc/self/fd")),
+            "fds": count_descriptors(),
             "rss_bytes": memory["VmRSS"],
             "memory": {
                 "rss_max_bytes": memory["VmHWM"],
@@ -169,6 +169,11 @@ class Runtime:
                 "frees": None,
             },
         }
+
+
+def count_descriptors(path: str = "/proc/self/fd") -> int:
+    """How many are open. Linux 6.2 and later say so (proc_pid_fd(5)); a list of 10,000 takes some milliseconds."""
+    return os.stat(path).st_size or len(os.listdir(path))
 
 
 def read_memory(path: Path = Path("/proc/self/status")) -> dict[str, int | None]:

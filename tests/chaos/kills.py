@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from adcore.workers import STABLE_S
 from tests.chaos.restarts import WORKERS, pids, server_on
 from tests.load import Load, read_torn_log
 from tests.process import KINDS, wait_for
@@ -39,6 +40,8 @@ def kill(kind: str, folder: Path, count: int, chance: random.Random, form: str =
         wait_for(lambda: len(pids(server)) == WORKERS)
         with Load(server.address, repeats=False) as load:
             for _ in range(count):
+                # One that dies again before it has served for this long is given a pause first.
+                time.sleep(chance.uniform(STABLE_S, STABLE_S + 0.5))
                 load.wait_for(chance.randrange(1, 300))
                 time.sleep(chance.uniform(0, 0.02))  # the very instant: in the middle of anything
                 victim = chance.choice(list(pids(server).values()))

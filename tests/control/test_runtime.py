@@ -1,11 +1,13 @@
 """What a process measures of itself, with clocks and timers moved by hand; and once for real."""
 
+import contextlib
 import gc
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 from adcore.control.rates import POLLERS_MAX, Pollers, Sample, compare
-from adcore.control.runtime import LAG_INTERVAL_S, LAG_MISSED_MAX, GcWatch, LoopLag, read_memory
+from adcore.control.runtime import LAG_INTERVAL_S, LAG_MISSED_MAX, GcWatch, LoopLag, count_descriptors, read_memory
 
 
 class Clock:
@@ -128,3 +130,13 @@ def test_pollers_that_come_and_go_take_bounded_memory() -> None:
     assert pollers.turn("steady", sample(999.0, 0)).monotonic == POLLERS_MAX * 3 - 1
     assert pollers.turn("x" * 1000, sample(1.0, 0)).monotonic == 0.0
     assert pollers.turn("x" * 1000 + "y", sample(2.0, 0)).monotonic == 1.0
+
+
+def test_descriptors_are_counted_with_and_without_the_kernels_help() -> None:
+    before = count_descriptors()
+    with contextlib.ExitStack() as stack:
+        for _ in range(50):
+            stack.enter_context(open(os.devnull))
+        assert count_descriptors() == before + 50
+    # Where a directory has no size, as before Linux 6.2, its names are counted.
+    assert count_descriptors("/proc/self/task") == len(os.listdir("/proc/self/task"))
