@@ -141,6 +141,12 @@ class Adcore:
         return [json.loads(line) for line in shown.stdout.splitlines()]
 
 
+def after(code: str, *args: str) -> tuple[str, ...]:
+    """A launcher for Adcore: the server's process runs this code first, which finds `args` in sys.argv[1:]."""
+    serve = 'import sys; from adcore import cli; sys.exit(cli.main(sys.argv[sys.argv.index("adcore") + 1 :]))'
+    return (sys.executable, "-c", f"{code}\n{serve}", *args)
+
+
 @contextmanager
 def serving(
     state: Path,

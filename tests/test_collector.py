@@ -5,10 +5,9 @@ import gc
 import json
 import os
 import signal
-import sys
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -16,19 +15,17 @@ import pytest
 from adcore.background import BackgroundThread
 from adcore.collector import BUSY_S, IDLE_S, Collector
 from tests.inventories import campaign, document
-from tests.process import PATIENCE_S, Adcore, adctl, connect, wait_for
+from tests.process import PATIENCE_S, Adcore, adctl, after, connect, serving, wait_for
 
 Abandon = Callable[[], Callable[[], bool]]
 
-# In place of `python -m adcore`: collects every second, and appends to a file what it found.
-LAUNCHER = """
+# Collects every second, and appends to a file what it found.
+COLLECT = """
 import gc, sys
-from adcore.cli import main
 from adcore.collector import Collector
 
 found = open(sys.argv[1], "a", buffering=1)
 Collector.turn = lambda self, answers: print(gc.collect(), file=found)
-sys.exit(main(sys.argv[sys.argv.index("adcore") + 1 :]))
 """
 
 
@@ -104,25 +101,10 @@ def test_a_lot_of_allocations_starts_no_collection(abandon: Abandon) -> None:
 class Collecting:
     """A server that collects every second, and what it found."""
 
-    def __init__(self, folder: Path, *args: str) -> None:
-        self._found = folder / "found"
-        launcher = (sys.executable, "-c", LAUNCHER, str(self._found))
-        state = folder / "state"
-        where = ("--unix", f"{state}/ad.sock", "--state-dir", str(state))
-        self.server = Adcore(state, *where, "--refresh", "0.2", *args, launcher=launcher)
+    def __init__(self, server: Adcore, found: Path) -> None:
+        self.server = server
+        self._found = found
         self._looked_at = 0
-
-    def __enter__(self) -> "Collecting":
-        try:
-            self.server.wait_until_ready()
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.server.process.kill()
-        self.server.process.wait()
 
     def collect(self) -> int:
         """How many objects it has found since the last call, with all that was left before this one."""
@@ -143,6 +125,14 @@ class Collecting:
                 os.kill(int(pid), signal.SIGKILL)
                 return True
         return False
+
+
+@contextmanager
+def collecting_server(folder: Path, *args: str) -> Iterator[Collecting]:
+    found, state = folder / "found", folder / "state"
+    where = ("--unix", f"{state}/ad.sock", "--refresh", "0.2")
+    with serving(state, *where, *args, launcher=after(COLLECT, str(found))) as server:
+        yield Collecting(server, found)
 
 
 def test_serving_leaves_no_garbage(tmp_path: Path) -> None:
@@ -176,7 +166,7 @@ def test_serving_leaves_no_garbage(tmp_path: Path) -> None:
 
     book()
     times = ("--header-timeout", "0.5", "--idle-timeout", "0.5")
-    with Collecting(tmp_path, "--source", source, *times) as collecting:
+    with collecting_server(tmp_path, "--source", source, *times) as collecting:
         server = collecting.server
         # What is made with the first request of a kind stays.
         visit(server)
@@ -198,7 +188,7 @@ def test_serving_leaves_no_garbage(tmp_path: Path) -> None:
 def test_failures_leave_no_garbage(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.symlink_to("/dev/full")
-    with Collecting(tmp_path, "--log", str(log)) as collecting:
+    with collecting_server(tmp_path, "--log", str(log)) as collecting:
         server = collecting.server
         server.ask("/v1/decision?placement=top")
         wait_for(lambda: server.status()["log"]["write_errors"])

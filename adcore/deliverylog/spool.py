@@ -195,7 +195,7 @@ def _written_since(log_path: Path, device: int, inode: int, size: int) -> Iterat
 def _names(log_path: Path) -> Iterator[Path]:
     """What a log may be called by now. One that is renamed meanwhile is found by its new name."""
     yield log_path
-    for _ in range(2):
+    for _ in range(2):  # logrotate may have shifted all of them during the first walk
         yield from sorted(log_path.parent.glob(f"{log_path.name}*"))
 
 

@@ -23,7 +23,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -251,11 +251,12 @@ def main() -> int:
     options = parser.parse_args()
     print("seed", options.seed, flush=True)
     folder = Path(tempfile.mkdtemp(prefix="adcore-"))
-    outcome = soak(folder, options.minutes * 60, options.seed)
-    if outcome.problems:
-        print(f"what the server said, and its logs if a record is wrong, are left in {folder}")
-    else:
-        shutil.rmtree(folder)
+    with ExitStack() as at_end:
+        at_end.callback(shutil.rmtree, folder, ignore_errors=True)
+        outcome = soak(folder, options.minutes * 60, options.seed)
+        if outcome.problems:
+            at_end.pop_all()
+            print(f"what the server said, and its logs if a record is wrong, are left in {folder}")
     print(json.dumps({"minutes": options.minutes, "faults": dict(sorted(outcome.faults.items())), **outcome.counts}))
     for name, slope in outcome.rss_percent_per_hour.items():
         first, last = outcome.fds[name]

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +18,7 @@ from adcore.http1.response import Response, respond
 from tests.control.listener import listening
 from tests.control.test_metrics import check, samples
 from tests.inventories import campaign, document
-from tests.process import Adcore, Answer, Connection, adctl, ask, serving, wait_for
+from tests.process import Adcore, Answer, Connection, adctl, after, ask, serving, wait_for
 
 # Every key of golang-stats-api-handler's Stats, in its order.
 GOLANG_KEYS = [
@@ -41,21 +40,15 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> str:
     return url
 
 
-# In place of `python -m adcore`: an idle server collects garbage after a second, not only after a minute.
-IMPATIENT = """
-import sys
-from adcore import cli, collector
-
-collector.IDLE_S = 1.0
-sys.exit(cli.main(sys.argv[sys.argv.index("adcore") + 1 :]))
-"""
+# An idle server collects garbage after a second, not only after a minute.
+IMPATIENT = after("from adcore import collector; collector.IDLE_S = 1.0")
 
 
 @pytest.fixture(scope="module")
 def server(source: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Adcore]:
     state = tmp_path_factory.mktemp("state")
     where = ("--unix", f"{state}/ad.sock", "--source", source)
-    with serving(state, *where, launcher=(sys.executable, "-c", IMPATIENT)) as server:
+    with serving(state, *where, launcher=IMPATIENT) as server:
         yield server
         assert server.stop() == 0
 
