@@ -9,9 +9,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import psutil
 
 ROOT = Path(__file__).parent.parent
 # Only how long to wait before a test is called failed; nothing passes because of it.
@@ -211,6 +213,15 @@ def adctl(*args: str, stdin: str = "", **variables: str) -> "subprocess.Complete
         timeout=120,
         check=False,
     )
+
+
+def child_running(module: str, server: Adcore) -> psutil.Process | None:
+    """The server's child process that runs `module`."""
+    for child in psutil.Process(server.process.pid).children():
+        with suppress(psutil.NoSuchProcess):
+            if module in child.cmdline():
+                return child
+    return None
 
 
 def wait_for(condition: Any, describe: Any = lambda: "it did not happen in time") -> None:

@@ -3,7 +3,6 @@
 import asyncio
 import gc
 import json
-import os
 import signal
 import weakref
 from collections.abc import Callable, Iterator
@@ -15,7 +14,7 @@ import pytest
 from adcore.background import BackgroundThread
 from adcore.collector import BUSY_S, IDLE_S, Collector
 from tests.inventories import campaign, document
-from tests.process import PATIENCE_S, Adcore, adctl, after, connect, serving, wait_for
+from tests.process import PATIENCE_S, Adcore, adctl, after, child_running, connect, serving, wait_for
 
 Abandon = Callable[[], Callable[[], bool]]
 
@@ -119,12 +118,10 @@ class Collecting:
 
     def kill(self, module: str) -> bool:
         """Kill its child that runs this; whether there was one."""
-        children = Path(f"/proc/{self.server.process.pid}/task").glob("*/children")
-        for pid in " ".join(path.read_text() for path in children).split():
-            if module in Path(f"/proc/{pid}/cmdline").read_text():
-                os.kill(int(pid), signal.SIGKILL)
-                return True
-        return False
+        child = child_running(module, self.server)
+        if child:
+            child.kill()
+        return child is not None
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from adcore.sources.lastgood import LastGood
 from adcore.sources.loader import Loader, Sources
 from adcore.sources.reader import Answer, Ask, Reader, apply_offer
 from tests.inventories import campaign, document, text_creative
-from tests.process import Adcore, adctl, ask, environment, serving, wait_for
+from tests.process import Adcore, adctl, ask, child_running, environment, serving, wait_for
 
 NOTHING = Ask(None, None, 0, b"", b"")
 
@@ -171,13 +171,12 @@ def test_it_gives_way_to_requests_once_there_is_a_table_to_answer_them_with(load
 
 
 def loader_of(server: Adcore) -> int | None:
-    tasks = Path(f"/proc/{server.process.pid}/task").iterdir()
-    children = " ".join((task / "children").read_text() for task in tasks).split()
-    return int(children[0]) if children else None
+    loader = child_running("adcore.sources.loader", server)
+    return loader.pid if loader else None
 
 
 def wait_for_loader(server: Adcore) -> int:
-    # The one that loaded the first table ends by itself.
+    """Its pid, once it has looked. (The one that loaded the first table ends by itself.)"""
     wait_for(lambda: server.status()["refresh"]["looks"] > 1 and loader_of(server) is not None)
     pid = loader_of(server)
     assert pid is not None
@@ -231,7 +230,6 @@ def test_it_holds_no_socket_of_its_server(url: str, tmp_path: Path) -> None:
     try:
         server.wait_until_ready()
         pid = wait_for_loader(server)
-        wait_for(lambda: "adcore.sources.loader" in Path(f"/proc/{pid}/cmdline").read_text())
         kept = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
         assert not [name for name in kept if name.startswith("socket:")], kept
     finally:
