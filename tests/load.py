@@ -44,9 +44,10 @@ class Load:
         """`name` tells the ids of this load from those of another.
 
         Where servers are killed nothing is asked again (`repeats=False`): the first one may have kept what it could
-        not answer any more. `pause_s` is between two requests of a client.
+        not answer any more. `pause_s` is between two requests of a client, and may be changed meanwhile.
         """
         self.name = name
+        self.pause_s = pause_s
         self.sent: list[str] = []
         self.answered: list[str] = []
         self.failures: list[str] = []
@@ -56,7 +57,6 @@ class Load:
         self._address = address
         self._placement = placement
         self._repeats = repeats
-        self._pause_s = pause_s
         self._ending = threading.Event()
         self._threads = [threading.Thread(target=self._run, args=(n,), daemon=True) for n in range(clients)]
 
@@ -98,7 +98,7 @@ class Load:
         connection = Connection(self._address)
         used = False
         for number in itertools.count():
-            if self._ending.wait(self._pause_s) if self._pause_s else self._ending.is_set():
+            if self._ending.wait(self.pause_s) if self.pause_s else self._ending.is_set():
                 break
             request_id = f"{self.name}{client}-{number}"
             try:
