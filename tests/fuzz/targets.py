@@ -68,6 +68,13 @@ def requests() -> list[bytes]:
         b"GET /v1/decision?placement=side HTTP/1.1\r\nHost: a\r\nX-Request-ID: %032x\r\nSec-GPC: 1\r\n\r\n" % 7,
     ]
     ours += [one + other for one, other in pairwise(ours)]
+    # The reads of this one each end where a request ends, but for one.
+    ours.append(
+        b"GET /v1/frame?placement=side HTTP/1.1\r\nHost: a\r\nX-CuntrIP: 192.0.2.1\r\n\r\n"
+        b"GET /v1/click?t=k8~6b49~0i200sdde HTTP/1.1\r\nHost: a\r\nX-Country: JP\r\nX-Real-IPOSTP: 192.0.2.1\r\n\r\n"
+        b"GET /v1/click?t=k1ecisio~6b49d200.~00000000000000000000000000000000~side~a9181832f533 HTTP/1.1\r\nHost: a\r\n"
+        b"Cookie: adcore_fc_x=y; a=b\r\n\r\n"
+    )
     assert CORPUS.exists(), f"{CORPUS} is missing: the corpora lie beside the checkout"
     rows = [json.loads(line) for line in CORPUS.read_text().splitlines()]
     return ours + [base64.b64decode(row["raw_b64"]) for row in rows]

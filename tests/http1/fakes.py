@@ -3,6 +3,7 @@
 import asyncio
 import socket
 from collections.abc import Callable
+from copy import copy
 from typing import Any, NamedTuple
 
 from adcore.http1.protocol import Handler, Http1Protocol, Http1Server, Limits
@@ -121,7 +122,8 @@ class Connection:
         self.protocol.connection_made(self.transport)
 
     def _handle(self, request: Request) -> Response:
-        self.requests.append(request)
+        # As it is now: a plain one is good until the next one of its connection.
+        self.requests.append(copy(request))
         return self.answer(request)
 
     def receive(self, *pieces: bytes) -> bytes:
