@@ -11,8 +11,9 @@ through although RFC 9112 does not, and is checked here:
     framing        any transfer coding but chunked; any with HTTP/1.0; the body of a request that offers an Upgrade
 
 The first is found by looking for the request line, as it must have been written, in the bytes as they came: one
-`startswith` for a request that begins what was fed, which also tells HTTP/1.1 from 1.0 (httptools formats a string
-for that). Knows nothing of sockets, time and answers.
+`startswith`, which also tells HTTP/1.1 from 1.0 (httptools formats a string for that). Since httptools does not say how
+far it is, it is given a part of a message at a time, so that each request is known to begin where the one before it
+ended. Knows nothing of sockets, time and answers.
 """
 
 import re
@@ -140,6 +141,7 @@ HOST = re.compile(
 _ABSOLUTE_FORM = re.compile(rb"(?i:https?)://(?:[^/?#@]*@)?([^/?#@]+)(.*)", re.DOTALL)
 _METHOD_THEN_SPACE = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+(?: |\Z)")
 _BLANK_LINE = b"\r\n\r\n"
+_BLANK_LINE_BEGUN = len(_BLANK_LINE) - 1
 
 
 class RequestParser:
@@ -155,12 +157,13 @@ class RequestParser:
         "surplus",
         # What was fed last, back to the start of a head that is not complete
         "_complete",
-        "_follows_body",
-        "_line_end",
+        "_fed",
         "_raw",
         "_received_bytes",
+        "_start",
         # The request being read
         "_body",
+        "_content_length",
         "_headers",
         "_repeated",
         "_request",
@@ -179,9 +182,11 @@ class RequestParser:
 
         self._complete: list[Request] = []
         self._raw = b""
+        self._start = 0
+        """Where in `_raw` the request being read begins, or the empty lines before it."""
+        self._fed = 0
+        """How much of `_raw` httptools has been given."""
         self._received_bytes = 0
-        self._line_end = 0
-        self._follows_body = False
 
         self.begun = False
         """Whether a part of a request is here."""
@@ -191,44 +196,44 @@ class RequestParser:
         self._headers: dict[bytes, bytes] = {}
         self._repeated = 0
         self._request: Request | None = None
+        """Set between the head and the end of the body."""
         self._body = bytearray()
+        self._content_length: int | None = None
+        """Of the body being read; None if it comes in chunks."""
 
         self._parser: Any = httptools.HttpRequestParser(self)
 
     def feed(self, data: bytes) -> list[Request]:
         """Read on; the requests that are complete now, in order. Nothing may be fed after a refusal."""
         requests = self._complete = []
-        self._raw = self._raw + data if self._raw else data
+        self._fed = len(self._raw)
+        self._raw += data
         self._received_bytes += len(data)
-        while True:
+        while self._fed < len(self._raw):
+            part = self._raw[self._fed : self._end_of_part()]
+            self._fed += len(part)
             try:
-                self._parser.feed_data(data)
-            except httptools.HttpParserUpgrade as upgrade:
-                # An offer that nobody has to take up (RFC 9110 7.8): what follows is the next request.
-                data = data[upgrade.args[0] :]
-                if data:
-                    continue
+                self._parser.feed_data(part)
+            except httptools.HttpParserUpgrade:
+                pass  # An offer that nobody has to take up (RFC 9110 7.8): what follows is the next request.
             except httptools.HttpParserError as error:
                 self._on_parser_error(error)
-            break
-        if requests:
-            self._received_bytes = 0
-        elif self.refusal is None:
+                break
+        if not requests and self.refusal is None:
             self._check_received()
-        if self._request is not None:
-            self._raw = b""
-            self._line_end = 0
-            self._follows_body = True
-        elif requests and not self.begun:
-            # A CR here is half of an empty line's end, unless it is the last byte of a body.
-            is_half = self._raw.endswith(b"\r")
-            self._raw = b"\r" if is_half and not self._follows_body else b""
-            self._line_end = 0
-            self._follows_body &= is_half
-        elif requests:
-            self._raw = self._raw[self._line_end if self._follows_body else self._request_start() :]
-            self._line_end = 0
+        # Of a body nothing is needed but what may be the beginning of a blank line.
+        self._raw = self._raw[self._start :] if self._request is None else self._raw[-_BLANK_LINE_BEGUN:]
+        self._start = 0
         return requests
+
+    def _end_of_part(self) -> int:
+        """Where in `_raw` the next part ends, so that the end of a message is the end of a part."""
+        at = self._fed
+        if self._request is not None and self._content_length is not None:
+            return at + self._content_length - len(self._body)
+        # So ends a head, and so do the last chunk and its trailers.
+        found = self._raw.find(_BLANK_LINE, max(self._start, at - _BLANK_LINE_BEGUN))
+        return len(self._raw) if found < 0 else found + len(_BLANK_LINE)
 
     def close(self) -> None:
         """Let go of httptools' parser, which holds this one in a circle."""
@@ -274,13 +279,9 @@ class RequestParser:
         headers = self._headers
         self._headers = {}  # for trailers, and then for the next request
         line = b"%b %b HTTP/1.1\r\n" % (method, target)
-        if self._raw.startswith(line, self._line_end):
-            http10 = False
-            self._line_end += len(line)
-        else:
-            http10 = self._find_line(method, target)
+        http10 = not self._raw.startswith(line, self._start) and self._is_http10(method, target)
         self._check_limits(method, target, headers)
-        has_body = self._follows_body = self._check_framing(method, headers, http10)
+        has_body = self._check_framing(method, headers, http10)
 
         host = headers.get(b"host")
         if host is None:
@@ -320,6 +321,8 @@ class RequestParser:
         self._target = b""
         self.awaits_continue = self.begun = False
         self._complete.append(request)
+        self._start = self._fed
+        self._received_bytes = len(self._raw) - self._fed
 
     # What is rare
 
@@ -329,26 +332,22 @@ class RequestParser:
         self._repeated += 1
         self._headers[name] += (b"; " if name == b"cookie" else b", ") + value
 
-    def _find_line(self, method: bytes, target: bytes) -> bool:
-        """Find the request line where it is not at the start of what was fed; whether it says HTTP/1.0."""
+    def _is_http10(self, method: bytes, target: bytes) -> bool:
+        """Of a request line that does not stand where it should, saying HTTP/1.1."""
         raw = self._raw
         start = b"%b %b HTTP/1." % (method, target)
-        at = raw.find(start, self._line_end) if self._follows_body else self._request_start()
-        if at >= 0 and raw.startswith(start, at):
-            end = at + len(start)
-            minor = raw[end : end + 3]
-            if minor in (b"0\r\n", b"1\r\n"):
-                self._line_end = end + 3
-                return minor == b"0\r\n"
+        at = self._request_start()
+        end = at + len(start)
+        minor = raw[end : end + 3]
+        if raw.startswith(start, at) and minor in (b"0\r\n", b"1\r\n"):
+            return minor == b"0\r\n"
         if self._parser.get_http_version() not in ("1.0", "1.1"):
             self._refuse(505, "this server speaks HTTP/1.1")
         return self._refuse(400, "the request line is not METHOD TARGET HTTP/1.1 with single spaces")
 
     def _request_start(self) -> int:
-        """Where in `_raw` the request being read starts, unless a body came before it."""
-        at = self._line_end
-        if at:  # past the request before it, which may have had no header
-            at = self._raw.find(_BLANK_LINE, at - 2) + len(_BLANK_LINE)
+        """Where in `_raw` the request being read starts."""
+        at = self._start
         while self._raw.startswith(b"\r\n", at):  # RFC 9112 2.2: empty lines before a request are ignored
             at += 2
         return at
@@ -385,7 +384,7 @@ class RequestParser:
         return path or b"/", query
 
     def _check_framing(self, method: bytes, headers: Mapping[bytes, bytes], http10: bool) -> bool:
-        """Whether a body follows (RFC 9112 6)."""
+        """Whether a body follows (RFC 9112 6), and how long it is."""
         coding = headers.get(b"transfer-encoding")
         length = headers.get(b"content-length")
         if method == b"CONNECT":
@@ -395,13 +394,14 @@ class RequestParser:
                 self._refuse(400, "HTTP/1.0 has no Transfer-Encoding")
             if coding.lower() != b"chunked":
                 self._refuse(501, "the only transfer coding here is chunked")
+            self._content_length = None
             has_body = True
         elif length is not None:
             # llhttp lets only digits (and the space after them) pass, up to 2**64 - 1.
-            announced_bytes = int(length)
-            if announced_bytes > self._limits.body_bytes:
+            self._content_length = int(length)
+            if self._content_length > self._limits.body_bytes:
                 self._refuse(413, "the body is too large")
-            has_body = announced_bytes > 0
+            has_body = self._content_length > 0
         elif method in METHODS_WITH_CONTENT:
             self._refuse(411, "this method needs a Content-Length")
         else:
@@ -460,8 +460,7 @@ class RequestParser:
 
     def _refuse_method(self) -> Refusal:
         """501 for a token, as far as it is here, and 400 for what can't be a method (RFC 9110 9.1)."""
-        at = 0 if self._follows_body else self._request_start()
-        if _METHOD_THEN_SPACE.match(self._raw, at):
+        if _METHOD_THEN_SPACE.match(self._raw, self._request_start()):
             return Refusal(501, "this method is not known here")
         return Refusal(400, "this is not HTTP/1.1: it starts with no method")
 

@@ -180,6 +180,33 @@ def test_empty_lines_between_requests_may_come_in_pieces(first: bytes, between: 
         assert [request.path for request in connection.requests] == [b"/p"] * (2 if expected == 200 else 1)
 
 
+@pytest.mark.parametrize("framing", ["length", "chunks"])
+@pytest.mark.parametrize(
+    ("text", "line", "expected"),
+    [
+        (b"GET /next HTTP/1.1\r\n", b"GET  /next HTTP/1.1\r\n", 400),
+        (b"GET /next HTTP/1.1\r\n\r\n", b"GET /next HTTP/2.0\r\n", 505),
+        (b"GET /next HTTP/1.7 ", b"GET /next HTTP/1.1\r\n", 200),
+        (b"GET /next HTTP/1.0\r\n\r\n", b"GET /next HTTP/1.1\r\n", 200),
+        (b"\r\n\r\n\r\n\r", b"GET /next HTTP/1.1\r\n", 200),
+    ],
+)
+def test_a_body_that_reads_like_a_request_line_says_nothing_of_the_next_one(
+    framing: str, text: bytes, line: bytes, expected: int
+) -> None:
+    if framing == "length":
+        first = POST + b"Content-Length: %d\r\n\r\n%b" % (len(text), text)
+    else:
+        first = CHUNKED + b"%x\r\n%b\r\n0\r\nX-Trailer: 1\r\n\r\n" % (len(text), text)
+    raw = first + line + H + b"\r\n"
+    for cuts in ([], [len(first)], [len(first) - 1], [len(first) + 2], list(range(1, len(raw)))):
+        connection = Connection()
+        connection.receive(*(raw[a:b] for a, b in pairwise([0, *cuts, len(raw)])))
+        assert statuses(connection.written) == [200, expected], cuts
+        assert connection.requests[0].body == text
+        assert all(request.keep_alive and not request.http10 for request in connection.requests)
+
+
 def test_one_read_is_answered_in_order_with_one_write() -> None:
     connection = Connection()
     written = connection.receive(b"".join(b"GET /%d HTTP/1.1\r\nHost: a\r\n\r\n" % n for n in range(200)))
