@@ -87,8 +87,8 @@ class Handlers:
         if line.method not in methods:
             answer = self.not_allowed
         asked = Asked(answer, self.statistics.requests_of(name))
-        # Each link is followed once or twice; and only the lines of plain requests are shared.
-        kept = name not in ("click", "view") and request.plain
+        # Each link is followed once or twice.
+        kept = line.shared and name not in ("click", "view")
         if name in ("decision", "frame") and line.method != b"POST":
             try:
                 asked.query = parse_query(line.query)

@@ -1,11 +1,9 @@
 """What a caller asks of /v1/decision and /v1/frame: the query string or the JSON body -> one `Query`.
 
-Both forms are checked by the same rules. Pages ask for the same few things again and again, so a query string is
-parsed once and then looked up (`parse_query` keeps the last few thousand).
+Both forms are checked by the same rules.
 """
 
 from collections.abc import Iterable
-from functools import lru_cache
 from urllib.parse import unquote_plus
 
 import msgspec
@@ -56,7 +54,6 @@ class _Body(msgspec.Struct, forbid_unknown_fields=True):
 _BODY = msgspec.json.Decoder(_Body)
 
 
-@lru_cache(maxsize=4096)
 def parse_query(raw: bytes) -> Query:
     """Parse a raw query string. Raises QueryError naming the parameter."""
     given: dict[str, str] = {}

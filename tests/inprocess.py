@@ -50,7 +50,7 @@ class Process:
         )
         self.handlers = Handlers(config, delivery)
         self.reader = PlainReader(Limits())
-        self.request = Request(trusted=trusted, plain=True)
+        self.request = Request(trusted=trusted)
         self.revision = 0
         self.use(*campaigns)
 

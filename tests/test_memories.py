@@ -2,6 +2,7 @@
 
 import gc
 import time
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 
@@ -75,6 +76,31 @@ def test_what_is_too_long_to_be_worth_it_is_not_kept(tmp_path: Path) -> None:
         assert not delivery._networks
     process.ask(User_Agent="x", X_Real_IP="192.0.2.1")
     assert len(delivery._profiles_by_values) == len(delivery._networks) == 1
+
+
+def test_long_requests_that_nobody_repeats_leave_nothing(tmp_path: Path) -> None:
+    process = Process(tmp_path, campaign("a"))
+
+    def ask(number: int) -> None:
+        key_values = "".join(f"&kv.k{key}={number:064}" for key in range(30))
+        assert b'"campaign":"a"' in process.ask(
+            f"/v1/decision?placement=side&user={'u' * 256}{key_values}",
+            X_Real_IP=f"{number:0600}",
+            Cookie=f"a={number}{'y' * 1000}",
+        )
+        process.records()
+
+    for number in range(100):
+        ask(number)
+    tracemalloc.start()
+    try:
+        for number in range(100, 1100):
+            ask(number)
+        gc.collect()
+        kept_bytes, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept_bytes < 1000 * 50
 
 
 def test_the_records_say_what_was_asked(tmp_path: Path) -> None:

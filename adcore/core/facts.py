@@ -90,7 +90,6 @@ def parse_key_values(pairs: Iterable[tuple[str, str]]) -> tuple[tuple[str, str],
     return tuple(sorted(found))
 
 
-@lru_cache(maxsize=4096)
 def truncate_ip(text: str) -> str:
     """The network of an address: /24 of IPv4 ("192.0.2.0"), /48 of IPv6 ("2001:db8:1::"); "" of no such."""
     # The longest address is 45 characters, and the name of an interface may follow.

@@ -47,8 +47,9 @@ class RequestLines(dict[bytes, RequestLine]):
         if found is None:
             raise NotPlain
         path, _, query = found[2].partition(b"?")
-        line = RequestLine(found[1], path, query)
-        if len(raw) <= KNOWN_BYTES_MAX:
+        shared = len(raw) <= KNOWN_BYTES_MAX
+        line = RequestLine(found[1], path, query, shared=shared)
+        if shared:
             if len(self) >= KNOWN_MAX:
                 self.clear()
             self[raw] = line

@@ -355,7 +355,7 @@ class Http1Protocol(asyncio.Protocol):
         self.transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES, low=WRITE_LOW_BYTES)
         peer, trusted = server.identify_peer(transport)
         self._parser = RequestParser(server.limits, peer, trusted)
-        self._request = Request(peer=peer, trusted=trusted, plain=True)
+        self._request = Request(peer=peer, trusted=trusted)
         server.connections.add(self)
         if len(server.connections) > server.limits.connections:
             server.statistics.turned_away += 1

