@@ -24,6 +24,8 @@ RECOVERED_S_MAX = 1.0
 VOLUME_BYTES = 1 << 30
 # Holds some tenths of a second of the load below.
 SMALL_QUEUE_BYTES = 1 << 16
+# Holds a minute of it. (The default held 29 s of it once.)
+LARGE_QUEUE_BYTES = 1 << 28
 
 
 class Disk(NamedTuple):
@@ -109,8 +111,7 @@ def suffer(
     fault: Callable[[Disk, float], Callable[[], None]], folder: Path, seconds: float, *args: str, drops: bool = False
 ) -> Outcome:
     """Let a server under load have a fault for so long. `drops`: its queue is too small for that."""
-    if drops:
-        args = (*args, "--log-queue-bytes", str(SMALL_QUEUE_BYTES))
+    args = (*args, "--log-queue-bytes", str(SMALL_QUEUE_BYTES if drops else LARGE_QUEUE_BYTES))
     problems = []
     with serving_on_volume(folder, *args) as disk, Load(disk.server.address) as load:
         load.wait_for(200)
