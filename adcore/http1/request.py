@@ -184,7 +184,7 @@ class RequestParser:
         self._start = 0
         """Where in `_raw` the request being read begins, or the empty lines before it."""
         self._fed = 0
-        """How much of `_raw` httptools has been given."""
+        """Where in `_raw` the part ends that httptools has been given."""
         self._received_bytes = 0
 
         self.begun = False
@@ -205,12 +205,20 @@ class RequestParser:
     def feed(self, data: bytes) -> list[Request]:
         """Read on; the requests that are complete now, in order. Nothing may be fed after a refusal."""
         requests = self._complete = []
-        self._fed = len(self._raw)
-        self._raw += data
+        raw = self._raw = self._raw + data if self._raw else data
+        size = len(raw)
+        fed = size - len(data)
         self._received_bytes += len(data)
-        while self._fed < len(self._raw):
-            part = self._raw[self._fed : self._end_of_part()]
-            self._fed += len(part)
+        while fed < size:
+            # The end of a message is the end of a part: of a body of known length, or of a blank line, with which a
+            # head ends, and the last chunk with its trailers.
+            if self._request is not None and self._content_length is not None:
+                end = fed + self._content_length - len(self._body)
+            else:
+                found = raw.find(_BLANK_LINE, fed - _BLANK_LINE_BEGUN if fed > _BLANK_LINE_BEGUN else 0)
+                end = size if found < 0 else found + len(_BLANK_LINE)
+            part = raw[fed:end]
+            fed = self._fed = end
             try:
                 self._parser.feed_data(part)
             except httptools.HttpParserUpgrade:
@@ -221,18 +229,9 @@ class RequestParser:
         if not requests and self.refusal is None:
             self._check_received()
         # Of a body nothing is needed but what may be the beginning of a blank line.
-        self._raw = self._raw[self._start :] if self._request is None else self._raw[-_BLANK_LINE_BEGUN:]
+        self._raw = raw[self._start :] if self._request is None else raw[-_BLANK_LINE_BEGUN:]
         self._start = 0
         return requests
-
-    def _end_of_part(self) -> int:
-        """Where in `_raw` the next part ends, so that the end of a message is the end of a part."""
-        at = self._fed
-        if self._request is not None and self._content_length is not None:
-            return at + self._content_length - len(self._body)
-        # So ends a head, and so do the last chunk and its trailers.
-        found = self._raw.find(_BLANK_LINE, max(self._start, at - _BLANK_LINE_BEGUN))
-        return len(self._raw) if found < 0 else found + len(_BLANK_LINE)
 
     def close(self) -> None:
         """Let go of httptools' parser, which holds this one in a circle."""
