@@ -2,8 +2,8 @@
 
 Nearly every request is one, and nearly every line of it was seen before: pages repeat request lines, browsers repeat
 what they accept, a visit repeats its addresses. So a request is taken apart at its line ends, and each line looked up
-among those that were judged before. One that was not is held against the grammar, and remembered when it is plain.
-(llhttp reads a byte at a time, and its callbacks make two objects for each field: twice the time.)
+among those that were judged before. One that was not is held against the grammar, and remembered when it is plain and
+comes again. (llhttp reads a byte at a time, and its callbacks make two objects for each field: twice the time.)
 
 Whatever this cannot vouch for is left to RequestParser (httptools), which knows all the rules and reads the same bytes
 from their start. So a mistake here could only be to accept; what is accepted is held against RequestParser by tests.
@@ -17,6 +17,8 @@ from adcore.http1.request import FRAMING, HOST, Limits, Request, RequestLine
 # addresses and cookies come and go. With room for a quarter of this 3,000 visitors took a third more CPU (perf/run
 # macro, mixed). Forgetting this many takes a millisecond.
 KNOWN_MAX = 16384
+# Hashes of lines that came once, of requests and of fields each: some 4 MB. As many lines as this may come in between.
+NEWCOMERS_MAX = 65536
 # Longer ones are not worth the memory.
 KNOWN_BYTES_MAX = 512
 
@@ -37,17 +39,40 @@ class NotPlain(Exception):
     """It never leaves this file."""
 
 
+class Newcomers(set[int]):
+    """Keeps out of a memory what comes once only: many pages put a number into each request, against caches.
+
+    This is the doorkeeper of TinyLFU (Einziger, Friedman, Manes: TinyLFU: A Highly Efficient Cache Admission Policy,
+    2017), with a set for its Bloom filter: Python knows the hash already.
+    """
+
+    __slots__ = ()
+
+    def came_before(self, raw: bytes) -> bool:
+        number = hash(raw)
+        if number in self:
+            self.discard(number)
+            return True
+        if len(self) >= NEWCOMERS_MAX:
+            self.clear()
+        self.add(number)
+        return False
+
+
 class RequestLines(dict[bytes, RequestLine]):
     """The plain request lines, each found out when it is first asked for. Raises NotPlain for any other."""
 
-    __slots__ = ()
+    __slots__ = ("newcomers",)
+
+    def __init__(self) -> None:
+        self.newcomers = Newcomers()
 
     def __missing__(self, raw: bytes) -> RequestLine:
         found = _REQUEST_LINE.fullmatch(raw)
         if found is None:
             raise NotPlain
         path, _, query = found[2].partition(b"?")
-        shared = len(raw) <= KNOWN_BYTES_MAX
+        shared = len(raw) <= KNOWN_BYTES_MAX and self.newcomers.came_before(raw)
         line = RequestLine(found[1], path, query, shared=shared)
         if shared:
             if len(self) >= KNOWN_MAX:
@@ -59,7 +84,10 @@ class RequestLines(dict[bytes, RequestLine]):
 class FieldLines(dict[bytes, Field]):
     """The same for the lines of fields that mean nothing for the connection."""
 
-    __slots__ = ()
+    __slots__ = ("newcomers",)
+
+    def __init__(self) -> None:
+        self.newcomers = Newcomers()
 
     def __missing__(self, raw: bytes) -> Field:
         found = _FIELD_LINE.fullmatch(raw)
@@ -73,7 +101,7 @@ class FieldLines(dict[bytes, Field]):
         ):
             raise NotPlain
         field = (name, value)
-        if len(raw) <= KNOWN_BYTES_MAX and name != _NEVER_REMEMBERED:
+        if len(raw) <= KNOWN_BYTES_MAX and name != _NEVER_REMEMBERED and self.newcomers.came_before(raw):
             if len(self) >= KNOWN_MAX:
                 self.clear()
             self[raw] = field

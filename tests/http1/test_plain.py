@@ -7,7 +7,7 @@ from pathlib import Path
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from adcore.http1.plain import KNOWN_MAX, PlainReader
+from adcore.http1.plain import KNOWN_MAX, NEWCOMERS_MAX, PlainReader
 from adcore.http1.request import Limits, Request, RequestParser
 
 CORPUS = Path(__file__).parents[3] / "shared/corpora/http_requests.jsonl"
@@ -108,20 +108,32 @@ def test_limits_hold_for_plain_requests() -> None:
 def test_what_is_remembered_is_bounded() -> None:
     reader = PlainReader(Limits())
     for number in range(KNOWN_MAX + 10):
-        request = read_plainly(b"GET /%d HTTP/1.1\r\nHost: a\r\nX-%d: 1\r\n\r\n" % (number, number), reader)
-        assert request is not None
-        assert request.path == b"/%d" % number
-        assert request.headers == {b"host": b"a", b"x-%d" % number: b"1"}
+        for _ in range(2):
+            request = read_plainly(b"GET /%d HTTP/1.1\r\nHost: a\r\nX-%d: 1\r\n\r\n" % (number, number), reader)
+            assert request is not None
+            assert request.path == b"/%d" % number
+            assert request.headers == {b"host": b"a", b"x-%d" % number: b"1"}
     # The fields were one more, the host's.
     assert (len(reader.request_lines), len(reader.field_lines)) == (10, 12)
     long = b"GET /%s HTTP/1.1\r\nHost: a\r\nX-Long: %s\r\n\r\n" % (b"x" * 600, b"y" * 600)
-    assert read_plainly(long, reader) is not None
+    for _ in range(3):
+        assert read_plainly(long, reader) is not None
     assert (len(reader.request_lines), len(reader.field_lines)) == (10, 12)
+
+
+def test_what_comes_once_is_not_remembered_and_its_hash_not_for_ever() -> None:
+    reader = PlainReader(Limits())
+    newcomers = reader.request_lines.newcomers
+    for number in range(NEWCOMERS_MAX + 10):
+        line = read_plainly(b"GET /?%d HTTP/1.1\r\nHost: a\r\n\r\n" % number, reader)
+        assert line is not None
+        assert not line.line.shared
+    assert (len(reader.request_lines), len(newcomers)) == (0, 10)
 
 
 def test_requests_with_the_same_line_share_it() -> None:
     reader = PlainReader(Limits())
-    one, other = read_plainly(ORDINARY, reader), read_plainly(ORDINARY, reader)
+    _, one, other = (read_plainly(ORDINARY, reader) for _ in range(3))
     assert one is not None
     assert other is not None
     assert one.line is other.line
