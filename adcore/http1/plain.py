@@ -17,8 +17,8 @@ from adcore.http1.request import FRAMING, HOST, Limits, Request, RequestLine
 # addresses and cookies come and go. With room for a quarter of this 3,000 visitors took a third more CPU (perf/run
 # macro, mixed). Forgetting this many takes a millisecond.
 KNOWN_MAX = 16384
-# Hashes of lines that came once, of requests and of fields each: some 4 MB. As many lines as this may come in between.
-NEWCOMERS_MAX = 65536
+# Hashes of lines that came once, of requests and of fields each: some 2 MB. As many lines as this may come in between.
+NEWCOMERS_MAX = 16384
 # Longer ones are not worth the memory.
 KNOWN_BYTES_MAX = 512
 
