@@ -3,8 +3,8 @@
 All that touches the disk happens in one thread, since a disk may take its time; the coroutine alone decides the order.
 A batch is one write; of several workers on one file each appends whole batches. One that was written in part goes on at
 the very byte where it stopped, with the rest of that record alone. Where another worker appended in between, which is
-seen from where the pieces came to lie, the record is written again whole. A failing disk is tried again with growing
-pauses while the bounded queue holds what comes.
+seen from where the pieces came to lie, the record is written again whole, unless that worker's first bytes happened to
+be the missing ones. A failing disk is tried again with growing pauses while the bounded queue holds what comes.
 
 USR1 means: drain what is waiting, close, open. If the open fails the old file stays in use. If the drain was stopped
 inside a record, that record is written whole after the reopening, and what came before it is a torn record. A line that
@@ -71,6 +71,15 @@ def place(fd: int) -> int | None:
         return os.lseek(fd, 0, os.SEEK_CUR)
     except OSError:
         return None
+
+
+def lies_at(fd: int, offset: int, data: bytes) -> bool:
+    """Whether the file that `fd` appends to has `data` there, as far as it can be read."""
+    try:
+        with open(f"/proc/self/fd/{fd}", "rb", buffering=0) as file:  # its name may be another file's by now
+            return os.pread(file.fileno(), len(data), offset) == data
+    except OSError:
+        return False
 
 
 class LogWriter:
@@ -195,7 +204,7 @@ class LogWriter:
         failures = 0
         while self._offset < len(self._data):
             try:
-                count, joins = await loop.run_in_executor(self._thread, self._write_rest)
+                count, offset = await loop.run_in_executor(self._thread, self._write_rest)
             except OSError as error:
                 self._note_failure(error)
                 if self._give_up:
@@ -210,9 +219,9 @@ class LogWriter:
                     log.warning("the delivery log %s can be written again", self.path)
                     failures = 0
                 self.bytes_written += count
-                if joins:
-                    self._offset += count
-                else:
+                is_joined = offset == self._offset + count
+                self._offset = offset
+                if not is_joined:
                     self._torn = self.queue.form.lines
                     self._rewind_to_record()
         for kind, lengths, _ in self._taken:
@@ -220,33 +229,36 @@ class LogWriter:
         self.queue.release(len(self._data))
         self._taken, self._data, self._offset = [], b"", 0
 
-    def _write_rest(self) -> tuple[int, bool]:
-        """In the thread: how many bytes were written, and whether they lie right behind those before."""
+    def _write_rest(self) -> tuple[int, int]:
+        """In the thread: how many bytes were written, and how many of `_data` are in the file now, in one piece."""
         fd, offset = self._fd, self._offset
         if offset == 0:
             self._before_batch(fd)
-        end = self._record_end()
-        if end == offset:
+        start, end = self._record_under_way()
+        if start == offset:
             if self._torn:
                 self._torn = self._write(fd, TORN) < len(TORN)
                 if self._torn:
-                    return 0, True
-            return self._write(fd, self._data[offset:]), True
-        before = place(fd)
-        if before is not None and before < os.fstat(fd).st_size:
-            return 0, False
-        count = self._write(fd, self._data[offset:end])
-        return count, before is None or place(fd) == before + count
+                    return 0, offset
+            count = self._write(fd, self._data[offset:])
+            return count, offset + count
+        count, before = 0, place(fd)
+        if before is None or before == os.fstat(fd).st_size:
+            count = self._write(fd, self._data[offset:end])
+            if before is None or place(fd) == before + count:
+                return count, offset + count
+        is_whole = lies_at(fd, before - (offset - start), self._data[start:end])
+        return count, end if is_whole else start
 
-    def _record_end(self) -> int:
-        """Where the record ends that is written in part; `_offset` if there is none."""
-        end = 0
+    def _record_under_way(self) -> tuple[int, int]:
+        """Where in `_data` the record begins and ends that is written in part; `_offset` twice if there is none."""
+        start = end = 0
         if self._offset:
             for length in chain.from_iterable(batch.lengths for batch in self._taken):
                 if end >= self._offset:
                     break
-                end += length
-        return end
+                start, end = end, end + length
+        return (start, end) if end > self._offset else (end, end)
 
     async def _pause(self, seconds: float) -> None:
         """Wait, or less when a reopening or the end is asked for."""

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import resource
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
@@ -158,8 +159,7 @@ def test_a_record_torn_at_any_byte_takes_no_shorter_one_behind_it_along(tmp_path
             if not first:
                 return os.write(fd, data)
             written = os.write(fd, data[: first.pop()])
-            with path.open("ab") as file:
-                file.write(theirs)
+            _append(path, theirs)
             return written
 
         async with Running(path, form, write=write) as log:
@@ -233,8 +233,7 @@ def test_whenever_another_worker_appends_to_a_record_cut_short_both_are_written_
         nonlocal calls
         calls += 1
         if calls == at:
-            with path.open("ab") as file:
-                file.write(theirs)
+            _append(path, theirs)
         return os.write(fd, data[: len(data) * 3 // 4] if calls <= shorts and len(data) > 40 else data)
 
     async def main() -> None:
@@ -249,6 +248,75 @@ def test_whenever_another_worker_appends_to_a_record_cut_short_both_are_written_
     records = [one for one in found if not isinstance(one, Damage)]
     assert sorted(one.time for one in records) == [one.time for one in (*map(click, range(4)), view(99))]
     assert len(found) <= len(records) + 2
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("at", [1, 2])
+@pytest.mark.parametrize("missing", [1, 2])
+def test_a_record_that_another_worker_happens_to_complete_is_not_written_again(
+    tmp_path: Path, form: str, at: int, missing: int
+) -> None:
+    """The other one appends the rest of a record of its own, which begins with these bytes, after the `at`-th look."""
+    path = tmp_path / "log"
+    records = [click(number) for number in range(4)]
+    stop = len(FORMS[form].encode(records[0])) * 2 - missing
+    theirs = FORMS[form].encode(records[1])[-missing:] + b'ds":["of a torn one"]}\n'
+    calls = 0
+
+    def write(fd: int, data: bytes) -> int:
+        nonlocal calls
+        calls += 1
+        if calls == 2 == at:
+            _append(path, theirs)
+            return os.write(fd, data[:1])
+        written = os.write(fd, data[:stop] if calls == 1 else data)
+        if calls == 1 == at:
+            _append(path, theirs)
+        return written
+
+    async def main() -> None:
+        async with Running(path, form, write=write) as log:
+            for one in records:
+                log.queue.put(one)
+        assert log.writer.written == Counter(click=4)
+
+    run(main())
+    found = read(path)
+    assert [one for one in found if not isinstance(one, Damage)] == records
+    assert len(found) == len(records) + 1
+
+
+def test_a_torn_record_that_cannot_be_looked_at_is_written_again(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    whole = FORMS["msgpack"].encode(click(1))
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    calls = 0
+
+    def write(fd: int, data: bytes) -> int:
+        nonlocal calls
+        calls += 1
+        if calls > 1:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            return os.write(fd, data)
+        written = os.write(fd, data[:-1])
+        _append(path, whole[-1:])
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+        return written
+
+    async def main() -> None:
+        async with Running(path, "msgpack", write=write) as log:
+            log.queue.put(click(1))
+
+    try:
+        run(main())
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert read(path) == [click(1), click(1)]
+
+
+def _append(path: Path, data: bytes) -> None:
+    with path.open("ab") as file:
+        file.write(data)
 
 
 @pytest.mark.parametrize("form", FORMATS)
