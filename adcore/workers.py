@@ -226,10 +226,11 @@ class Parent:
             await self._until_stopping(self._all_ready(started))
         if not self._stopping.is_set():
             self._has_started = True
-            # What is here now stays. Python puts a full collection off until a quarter more has survived, and a quarter
-            # of nothing is soon: what connections of the control listener leave does not pile up.
+            # What is here now stays. Python puts a full collection off until a quarter more has survived than the last
+            # one left, and a quarter of nothing is soon: what control connections leave does not pile up.
             gc.collect()
             gc.freeze()
+            gc.collect()
             log.info("serving on %s with %d workers, pid %d", self._listener.describe, len(self.numbers), os.getpid())
             self._notifier.ready(self._summary())
 
