@@ -10,6 +10,7 @@ from their start. So a mistake here could only be to accept; what is accepted is
 """
 
 import re
+from typing import TypeVar
 
 from adcore.http1.request import FRAMING, HOST, Limits, Request, RequestLine
 
@@ -17,7 +18,7 @@ from adcore.http1.request import FRAMING, HOST, Limits, Request, RequestLine
 # addresses and cookies come and go. With room for a quarter of this 3,000 visitors took a third more CPU (perf/run
 # macro, mixed). Forgetting this many takes a millisecond.
 KNOWN_MAX = 16384
-# Hashes of lines that came once, of requests and of fields each: some 2 MB. As many lines as this may come in between.
+# Hashes of lines that came once, of requests and of fields each: some 1 MB. At most as many lines come in between.
 NEWCOMERS_MAX = 16384
 # Longer ones are not worth the memory.
 KNOWN_BYTES_MAX = 512
@@ -33,61 +34,63 @@ _LEFT_TO_PARSER = FRAMING | {b"proxy-connection"}
 
 Field = tuple[bytes, bytes]
 """Name in lower case, and value."""
+Known = TypeVar("Known")
 
 
 class NotPlain(Exception):
     """It never leaves this file."""
 
 
-class Newcomers(set[int]):
-    """Keeps out of a memory what comes once only: many pages put a number into each request, against caches.
+class KnownLines(dict[bytes, Known]):
+    """What the lines are that came before.
 
-    This is the doorkeeper of TinyLFU (Einziger, Friedman, Manes: TinyLFU: A Highly Efficient Cache Admission Policy,
-    2017), with a set for its Bloom filter: Python knows the hash already.
+    One that comes once only is kept out: many pages put a number into each request, against caches. This is the
+    doorkeeper of TinyLFU (Einziger, Friedman, Manes: TinyLFU: A Highly Efficient Cache Admission Policy, 2017), with a
+    set of hashes for its Bloom filter: Python knows them already.
     """
-
-    __slots__ = ()
-
-    def came_before(self, raw: bytes) -> bool:
-        number = hash(raw)
-        if number in self:
-            self.discard(number)
-            return True
-        if len(self) >= NEWCOMERS_MAX:
-            self.clear()
-        self.add(number)
-        return False
-
-
-class RequestLines(dict[bytes, RequestLine]):
-    """The plain request lines, each found out when it is first asked for. Raises NotPlain for any other."""
 
     __slots__ = ("newcomers",)
 
     def __init__(self) -> None:
-        self.newcomers = Newcomers()
+        self.newcomers: set[int] = set()
+
+    def remember(self, raw: bytes, known: Known) -> bool:
+        """Whether it is worth it, and was done."""
+        if len(raw) > KNOWN_BYTES_MAX:
+            return False
+        newcomers = self.newcomers
+        number = hash(raw)
+        if number not in newcomers:
+            if len(newcomers) >= NEWCOMERS_MAX:
+                newcomers.clear()
+            newcomers.add(number)
+            return False
+        newcomers.discard(number)
+        if len(self) >= KNOWN_MAX:
+            self.clear()
+        self[raw] = known
+        return True
+
+
+class RequestLines(KnownLines[RequestLine]):
+    """The plain request lines, each found out when it is first asked for. Raises NotPlain for any other."""
+
+    __slots__ = ()
 
     def __missing__(self, raw: bytes) -> RequestLine:
         found = _REQUEST_LINE.fullmatch(raw)
         if found is None:
             raise NotPlain
         path, _, query = found[2].partition(b"?")
-        shared = len(raw) <= KNOWN_BYTES_MAX and self.newcomers.came_before(raw)
-        line = RequestLine(found[1], path, query, shared=shared)
-        if shared:
-            if len(self) >= KNOWN_MAX:
-                self.clear()
-            self[raw] = line
+        line = RequestLine(found[1], path, query)
+        line.shared = self.remember(raw, line)
         return line
 
 
-class FieldLines(dict[bytes, Field]):
+class FieldLines(KnownLines[Field]):
     """The same for the lines of fields that mean nothing for the connection."""
 
-    __slots__ = ("newcomers",)
-
-    def __init__(self) -> None:
-        self.newcomers = Newcomers()
+    __slots__ = ()
 
     def __missing__(self, raw: bytes) -> Field:
         found = _FIELD_LINE.fullmatch(raw)
@@ -101,10 +104,8 @@ class FieldLines(dict[bytes, Field]):
         ):
             raise NotPlain
         field = (name, value)
-        if len(raw) <= KNOWN_BYTES_MAX and name != _NEVER_REMEMBERED and self.newcomers.came_before(raw):
-            if len(self) >= KNOWN_MAX:
-                self.clear()
-            self[raw] = field
+        if name != _NEVER_REMEMBERED:
+            self.remember(raw, field)
         return field
 
 

@@ -6,9 +6,9 @@ slow or answer garbage; inventory changes, rows are poisoned and mended; the wal
 
 Nothing that was answered may be lost, nothing logged twice or never sent, and only requests that a killed worker had in
 hand may fail. Worker 1 is the one that is killed; the memory and descriptors of worker 2 and of the parent must stay
-flat. The caches of what was asked are filled before, at full speed (each request here is another one, and a new table
-empties some of them, so that at the pace of the rest they would be full only by chance, at some time). The slope of the
-memory is taken in the second half, and judged if that has eight minutes or more.
+flat. What a worker remembers of requests fills up before, at full speed (a new table empties some of it, so that at the
+pace of the rest it would be full only by chance, at some time). The slope of the memory is taken in the second half,
+and judged if that has eight minutes or more.
 """
 
 import argparse

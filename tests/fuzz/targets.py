@@ -24,6 +24,8 @@ from adcore.core.inventory import InventoryError, parse_inventory, to_document
 from adcore.deliverylog.reader import Damage, read_records
 from adcore.deliverylog.record import FORMS
 from adcore.errors import SourceError
+from adcore.http1.plain import PlainReader
+from adcore.http1.request import Limits
 from adcore.query import QueryError, parse_body
 from adcore.sources import Revision, Rows
 from adcore.sources.codec import encode_rows
@@ -119,6 +121,8 @@ class ConnectionTarget:
         self._process = Process(
             folder, campaign("a", frequency_cap={"impressions": 3, "seconds": 3600}), campaign("b"), keyring=KEYRING
         )
+        # One for all cases, as a server has: what it remembers of one is used in the next.
+        self._reader = PlainReader(Limits())
 
     def run(self, case: bytes) -> None:
         whole = self._talk(case, [len(case)])
@@ -131,6 +135,7 @@ class ConnectionTarget:
         """The requests that were answered, and whether something was refused."""
         connection = Connection(self._process.handlers, before_answers=self._process.queue.commit)
         connection.server.clock = lambda: NOW
+        connection.server.reader = self._reader
         for start, end in pairwise([0, *cuts]):
             connection.receive(case[start:end])
             connection.loop.turn()
