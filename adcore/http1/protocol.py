@@ -43,6 +43,8 @@ PIECE_BYTES = 2 * 1024
 # Answers made before others get their turn, and one more. With an ordinary answer of 700 bytes this is 45 requests,
 # half a millisecond.
 OUTPUT_BYTES = 32 * 1024
+# The same for what was read, whatever it was: chunks of blank lines take 10 ms.
+INPUT_BYTES = 64 * 1024
 # What all peers together may leave waiting: half of a request, or answers that they do not take and requests behind
 # these. One can leave 64 KiB of a body, or 100 KiB of answers and 250 KiB of requests (uvloop reads that much at once).
 # A parsed request with few headers takes REQUEST_BYTES. Past this those are cut that hold most, so that a crowd of
@@ -455,11 +457,12 @@ class Http1Protocol(asyncio.Protocol):
         self._at_start = False
         out: list[bytes] = []
         end = self._answer(out) if self._unanswered else None
+        rest_bytes = len(data) - INPUT_BYTES
         while data and end is None and not self._unanswered:
             self._unanswered = self._parser.feed(data[:PIECE_BYTES])
             data = data[PIECE_BYTES:]
             end = self._answer(out)
-            if sum(map(len, out)) > OUTPUT_BYTES:
+            if sum(map(len, out)) > OUTPUT_BYTES or len(data) <= rest_bytes:
                 break
         if end is None:
             self._unread = data

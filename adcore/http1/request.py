@@ -64,11 +64,11 @@ class RequestLine:
 
     __slots__ = ("method", "path", "query", "shared")
 
-    def __init__(self, method: bytes, path: bytes, query: bytes, *, shared: bool = False) -> None:
+    def __init__(self, method: bytes, path: bytes, query: bytes) -> None:
         self.method = method
         self.path = path
         self.query = query
-        self.shared = shared
+        self.shared = False
         """Whether other requests with this line have the same object, so that things can be kept by it."""
 
 
@@ -139,6 +139,8 @@ HOST = re.compile(
 )
 _ABSOLUTE_FORM = re.compile(rb"(?i:https?)://(?:[^/?#@]*@)?([^/?#@]+)(.*)", re.DOTALL)
 _METHOD_THEN_SPACE = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+(?: |\Z)")
+# RFC 9112 2.2: those before a request are ignored.
+_EMPTY_LINES = re.compile(rb"(?:\r\n)*")
 _BLANK_LINE = b"\r\n\r\n"
 _BLANK_LINE_BEGUN = len(_BLANK_LINE) - 1
 
@@ -184,7 +186,7 @@ class RequestParser:
         self._start = 0
         """Where in `_raw` the request being read begins, or the empty lines before it."""
         self._fed = 0
-        """Where in `_raw` the part ends that httptools has been given."""
+        """Where the part ends that httptools has been given, in `_raw` or behind it."""
         self._received_bytes = 0
 
         self.begun = False
@@ -210,13 +212,15 @@ class RequestParser:
         fed = size - len(data)
         self._received_bytes += len(data)
         while fed < size:
-            # The end of a message is the end of a part: of a body of known length, or of a blank line, with which a
-            # head ends, and the last chunk with its trailers.
+            # A message ends with its Content-Length, or with a blank line: that of its head, or of its last chunk.
             if self._request is not None and self._content_length is not None:
                 end = fed + self._content_length - len(self._body)
             else:
                 found = raw.find(_BLANK_LINE, fed - _BLANK_LINE_BEGUN if fed > _BLANK_LINE_BEGUN else 0)
                 end = size if found < 0 else found + len(_BLANK_LINE)
+                # A part each would take long for thousands. (Behind a head they may be of its body.)
+                if self._request is not None or (end - fed == len(b"\r\n") and not self.begun):
+                    end = _after_empty_lines(raw, end)
             part = raw[fed:end]
             fed = self._fed = end
             try:
@@ -226,6 +230,9 @@ class RequestParser:
             except httptools.HttpParserError as error:
                 self._on_parser_error(error)
                 break
+        if not self.begun:
+            self._start = _after_empty_lines(raw, self._start)
+            self._received_bytes = size - self._start
         if not requests and self.refusal is None:
             self._check_received()
         # Of a body nothing is needed but what may be the beginning of a blank line.
@@ -345,10 +352,7 @@ class RequestParser:
 
     def _request_start(self) -> int:
         """Where in `_raw` the request being read starts."""
-        at = self._start
-        while self._raw.startswith(b"\r\n", at):  # RFC 9112 2.2: empty lines before a request are ignored
-            at += 2
-        return at
+        return _after_empty_lines(self._raw, self._start)
 
     def _check_limits(self, method: bytes, target: bytes, headers: Mapping[bytes, bytes]) -> None:
         limits = self._limits
@@ -461,6 +465,12 @@ class RequestParser:
         if _METHOD_THEN_SPACE.match(self._raw, self._request_start()):
             return Refusal(501, "this method is not known here")
         return Refusal(400, "this is not HTTP/1.1: it starts with no method")
+
+
+def _after_empty_lines(raw: bytes, at: int) -> int:
+    found = _EMPTY_LINES.match(raw, at)
+    assert found is not None
+    return found.end()
 
 
 class _Refused(Exception):

@@ -143,7 +143,8 @@ def test_nothing_after_a_refused_request_is_answered() -> None:
         (GET + b"".join(b"A%d: b\r\n" % n for n in range(100)) + b"\r\n", 431),
         (GET + b"A: b\r\n" * 100 + b"\r\n", 431),
         (GET + b"A: " + b"b" * 60_000, 431),
-        (b"\r\n" * 30_000, 400),
+        (b"\r\n" * 30_000 + GET + b"\r\n", 200),
+        (b"\n" * 60_000, 400),
     ],
 )
 def test_a_rule_above_llhttp(raw: bytes, expected: int) -> None:
@@ -322,6 +323,25 @@ def test_reading_goes_on_where_it_stopped_when_the_peer_reads_again() -> None:
         connection.protocol.resume_writing()
         connection.loop.turn()
     assert re.findall(rb"\r\n\r\n/(\d+)x", connection.written) == [b"%d" % n for n in range(300)]
+
+
+def test_empty_lines_between_requests_leave_nothing() -> None:
+    connection = Connection()
+    for _ in range(300):
+        connection.receive(b"\r\n" * 100, b"\r\n" * 100 + b"\r", b"\n", GET + b"\r\n")
+    assert statuses(connection.written) == [200] * 300
+    assert connection.transport.ended == ""
+
+
+def test_no_read_keeps_the_others_waiting_for_all_of_it() -> None:
+    connection = Connection()
+    connection.protocol.data_received(b"\r\n" * 100_000 + GET + b"\r\n")
+    turns = 0
+    while not connection.requests:
+        assert not connection.transport.reading
+        connection.loop.turn()
+        turns += 1
+    assert turns == 3
 
 
 @pytest.mark.parametrize(
