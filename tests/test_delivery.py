@@ -403,6 +403,8 @@ def test_a_full_disk_fails_no_request_and_every_lost_record_is_counted(tmp_path:
     with serving(tmp_path / "state", *args) as server:
         for _ in range(50):
             assert server.ask("/v1/decision?placement=side").status == 200
+        # The first write is tried when records had the time to gather.
+        wait_for(lambda: server.status()["log"]["last_error"] is not None)
         log = server.status()["log"]
         assert 0 < log["waiting_bytes"] <= log["waiting_bytes_max"] == 4096
         assert log["waiting"] + log["dropped"]["impression"] == 50
