@@ -227,7 +227,7 @@ class Parent:
         if not self._stopping.is_set():
             self._has_started = True
             # What is here now stays. Python puts a full collection off until a quarter more has survived than the last
-            # one left, and a quarter of nothing is soon: what control connections leave does not pile up.
+            # one left, and the second one here leaves nothing: what control connections leave does not pile up.
             gc.collect()
             gc.freeze()
             gc.collect()

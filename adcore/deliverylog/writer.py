@@ -3,8 +3,9 @@
 All that touches the disk happens in one thread, since a disk may take its time; the coroutine alone decides the order.
 A batch is one write; of several workers on one file each appends whole batches. One that was written in part goes on at
 the very byte where it stopped, with the rest of that record alone. Where another worker appended in between, which is
-seen from where the pieces came to lie, the record is written again whole, unless that worker's first bytes happened to
-be the missing ones. A failing disk is tried again with growing pauses while the bounded queue holds what comes.
+seen from where the pieces lie, the record is written again whole. To look and to write is one step under the file's
+lock: no rest of a record ever comes behind what it does not belong to, where it could complete a torn one by chance.
+A failing disk is tried again with growing pauses while the bounded queue holds what comes.
 
 USR1 means: drain what is waiting, close, open. If the open fails the old file stays in use. If the drain was stopped
 inside a record, that record is written whole after the reopening, and what came before it is a torn record. A line that
@@ -13,12 +14,15 @@ was torn is ended with a mark first, so that it never takes the next record with
 
 import asyncio
 import errno
+import fcntl
 import logging
 import os
 import stat
+import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Executor
+from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 
@@ -35,6 +39,9 @@ BATCH_BYTES_MAX = 1 << 20
 GATHER_S = 0.01
 # What an exit in a hurry leaves for the rest, and then for a write in progress.
 HURRY_S = 0.5
+# Whoever may read the log can lock it too, and must not be able to stop the writer.
+LOCK_TRIES = 200
+LOCK_PAUSE_S = 0.001
 RETRY_S = (0.05, 0.1, 0.2, 0.5)
 """Pauses after failed writes; the last one is repeated, so a disk that is back is used within half a second."""
 
@@ -73,13 +80,22 @@ def place(fd: int) -> int | None:
         return None
 
 
-def lies_at(fd: int, offset: int, data: bytes) -> bool:
-    """Whether the file that `fd` appends to has `data` there, as far as it can be read."""
+@contextmanager
+def locked(fd: int) -> Iterator[None]:
+    """Alone with the file among those who lock it, unless another one has it for long, or it knows no locks."""
+    for _ in range(LOCK_TRIES):
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            time.sleep(LOCK_PAUSE_S)
+        except OSError:
+            break
     try:
-        with open(f"/proc/self/fd/{fd}", "rb", buffering=0) as file:  # its name may be another file's by now
-            return os.pread(file.fileno(), len(data), offset) == data
-    except OSError:
-        return False
+        yield
+    finally:
+        with suppress(OSError):
+            fcntl.flock(fd, fcntl.LOCK_UN)
 
 
 class LogWriter:
@@ -204,9 +220,9 @@ class LogWriter:
         failures = 0
         while self._offset < len(self._data):
             try:
-                count, offset = await loop.run_in_executor(self._thread, self._write_rest)
+                count, joins = await loop.run_in_executor(self._thread, self._write_rest)
             except OSError as error:
-                self._note_failure(error)
+                self._note_failure(error, is_first=not failures)
                 if self._give_up:
                     return
                 if self._reopen_wanted and failures:
@@ -215,13 +231,13 @@ class LogWriter:
                 await self._pause(RETRY_S[min(failures, len(RETRY_S) - 1)])
                 failures += 1
             else:
-                if failures:
+                if failures and count:
                     log.warning("the delivery log %s can be written again", self.path)
                     failures = 0
                 self.bytes_written += count
-                is_joined = offset == self._offset + count
-                self._offset = offset
-                if not is_joined:
+                if joins:
+                    self._offset += count
+                else:
                     self._torn = self.queue.form.lines
                     self._rewind_to_record()
         for kind, lengths, _ in self._taken:
@@ -229,36 +245,37 @@ class LogWriter:
         self.queue.release(len(self._data))
         self._taken, self._data, self._offset = [], b"", 0
 
-    def _write_rest(self) -> tuple[int, int]:
-        """In the thread: how many bytes were written, and how many of `_data` are in the file now, in one piece."""
-        fd, offset = self._fd, self._offset
-        if offset == 0:
-            self._before_batch(fd)
-        start, end = self._record_under_way()
-        if start == offset:
+    def _write_rest(self) -> tuple[int, bool]:
+        """In the thread: how many bytes were written, and whether they lie right behind those before."""
+        with locked(self._fd):
+            if self._offset == 0:
+                self._before_batch(self._fd)
+            end = self._record_end()
+            if end > self._offset:
+                return self._write_rest_of_record(end)
             if self._torn:
-                self._torn = self._write(fd, TORN) < len(TORN)
+                self._torn = self._write(self._fd, TORN) < len(TORN)
                 if self._torn:
-                    return 0, offset
-            count = self._write(fd, self._data[offset:])
-            return count, offset + count
-        count, before = 0, place(fd)
-        if before is None or before == os.fstat(fd).st_size:
-            count = self._write(fd, self._data[offset:end])
-            if before is None or place(fd) == before + count:
-                return count, offset + count
-        is_whole = lies_at(fd, before - (offset - start), self._data[start:end])
-        return count, end if is_whole else start
+                    return 0, True
+            return self._write(self._fd, self._data[end:]), True
 
-    def _record_under_way(self) -> tuple[int, int]:
-        """Where in `_data` the record begins and ends that is written in part; `_offset` twice if there is none."""
-        start = end = 0
+    def _write_rest_of_record(self, end: int) -> tuple[int, bool]:
+        before = place(self._fd)
+        if before is not None and before != os.fstat(self._fd).st_size:
+            return 0, False
+        count = self._write(self._fd, self._data[self._offset : end])
+        # Of one who does not lock.
+        return count, before is None or place(self._fd) == before + count
+
+    def _record_end(self) -> int:
+        """Where the record ends that is written in part; `_offset` if there is none."""
+        end = 0
         if self._offset:
             for length in chain.from_iterable(batch.lengths for batch in self._taken):
                 if end >= self._offset:
                     break
-                start, end = end, end + length
-        return (start, end) if end > self._offset else (end, end)
+                end += length
+        return end
 
     async def _pause(self, seconds: float) -> None:
         """Wait, or less when a reopening or the end is asked for."""
@@ -268,10 +285,10 @@ class LogWriter:
         except TimeoutError:
             pass
 
-    def _note_failure(self, error: OSError) -> None:
+    def _note_failure(self, error: OSError, is_first: bool) -> None:
         self.write_errors += 1
         text = describe(error)
-        if text != self.last_error:
+        if is_first or text != self.last_error:
             log.error("cannot write the delivery log %s: %s; records wait and it is tried again", self.path, text)
         self.last_error = text
 

@@ -55,7 +55,7 @@ class KnownLines(dict[bytes, Known]):
         self.newcomers: set[int] = set()
 
     def remember(self, raw: bytes, known: Known) -> bool:
-        """Whether it is worth it, and was done."""
+        """Do so if it came before and is not too long; whether that was done."""
         if len(raw) > KNOWN_BYTES_MAX:
             return False
         newcomers = self.newcomers

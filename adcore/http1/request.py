@@ -230,7 +230,7 @@ class RequestParser:
             except httptools.HttpParserError as error:
                 self._on_parser_error(error)
                 break
-        if not self.begun:
+        if self._request is None:
             self._start = _after_empty_lines(raw, self._start)
             self._received_bytes = size - self._start
         if not requests and self.refusal is None:
@@ -250,9 +250,9 @@ class RequestParser:
         return self._received_bytes
 
     @property
-    def is_within_line_end(self) -> bool:
-        """Whether the LF of an empty line is still to come."""
-        return not self.begun and self._raw.endswith(b"\r")
+    def has_line_end(self) -> bool:
+        """Whether a CR or LF has come that is no empty line, or not yet: what follows is not for others to read."""
+        return bool(self._raw) and not self.begun
 
     @property
     def reads_head_request(self) -> bool:
@@ -428,7 +428,7 @@ class RequestParser:
         if self._request is None:
             if self._received_bytes > head_bytes_max:
                 if not self.begun:
-                    self.refusal = Refusal(400, "this is not HTTP/1.1: only empty lines")
+                    self.refusal = Refusal(400, "this is not HTTP/1.1: line ends without a request")
                 elif self._target:
                     self.refusal = Refusal(431, "the headers are too large")
                 else:

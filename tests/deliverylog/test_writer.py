@@ -3,8 +3,10 @@
 import asyncio
 import contextlib
 import errno
+import fcntl
 import os
-import resource
+import random
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
@@ -251,67 +253,106 @@ def test_whenever_another_worker_appends_to_a_record_cut_short_both_are_written_
 
 
 @pytest.mark.parametrize("form", FORMATS)
-@pytest.mark.parametrize("at", [1, 2])
-@pytest.mark.parametrize("missing", [1, 2])
-def test_a_record_that_another_worker_happens_to_complete_is_not_written_again(
-    tmp_path: Path, form: str, at: int, missing: int
-) -> None:
-    """The other one appends the rest of a record of its own, which begins with these bytes, after the `at`-th look."""
+def test_no_other_worker_comes_between_a_look_at_the_file_and_the_write(tmp_path: Path, form: str) -> None:
+    """It could bring the rest of its own torn record, and with that by chance the missing bytes of this one."""
     path = tmp_path / "log"
-    records = [click(number) for number in range(4)]
-    stop = len(FORMS[form].encode(records[0])) * 2 - missing
-    theirs = FORMS[form].encode(records[1])[-missing:] + b'ds":["of a torn one"]}\n'
-    calls = 0
+    alone = []
 
     def write(fd: int, data: bytes) -> int:
-        nonlocal calls
-        calls += 1
-        if calls == 2 == at:
-            _append(path, theirs)
-            return os.write(fd, data[:1])
-        written = os.write(fd, data[:stop] if calls == 1 else data)
-        if calls == 1 == at:
-            _append(path, theirs)
-        return written
+        with path.open("rb") as other, pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        alone.append(data)
+        return os.write(fd, data[:-1] if len(alone) < 3 else data)
 
     async def main() -> None:
         async with Running(path, form, write=write) as log:
-            for one in records:
-                log.queue.put(one)
-        assert log.writer.written == Counter(click=4)
+            for number in range(4):
+                log.queue.put(click(number))
+            await log.drained()
+            with path.open("rb") as other:
+                fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     run(main())
-    found = read(path)
-    assert [one for one in found if not isinstance(one, Damage)] == records
-    assert len(found) == len(records) + 1
+    assert read(path) == [click(number) for number in range(4)]
+    assert len(alone) >= 3
 
 
-def test_a_torn_record_that_cannot_be_looked_at_is_written_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", FORMATS)
+def test_the_rests_of_torn_records_of_many_workers_complete_no_other(tmp_path: Path, form: str) -> None:
+    """Most writes lack their last byte, which all records have in common."""
     path = tmp_path / "log"
-    whole = FORMS["msgpack"].encode(click(1))
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    calls = 0
+    chance = random.Random(6)
 
     def write(fd: int, data: bytes) -> int:
-        nonlocal calls
-        calls += 1
-        if calls > 1:
-            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-            return os.write(fd, data)
-        written = os.write(fd, data[:-1])
-        _append(path, whole[-1:])
-        resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
-        return written
+        time.sleep(chance.uniform(0, 0.0005))
+        return os.write(fd, data[:-1] if chance.random() < 0.7 else data)
 
     async def main() -> None:
-        async with Running(path, "msgpack", write=write) as log:
-            log.queue.put(click(1))
+        async with Running(path, form, write=write) as a, Running(path, form, write=write) as b:
+            for number in range(0, 500, 2):
+                a.queue.put(click(number))
+                b.queue.put(click(number + 1))
+                await a.drained()
+            await b.drained()
 
-    try:
+    run(main())
+    found = [one for one in read(path) if not isinstance(one, Damage)]
+    assert sorted(found, key=lambda one: one.time) == [click(number) for number in range(500)]
+
+
+def test_a_log_that_somebody_keeps_locked_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+
+    async def main() -> None:
+        async with Running(path, "msgpack") as log:
+            with path.open("rb") as reader:
+                fcntl.flock(reader, fcntl.LOCK_SH)
+                log.queue.put(click(1))
+                await log.drained()
+
+    run(main())
+    assert read(path) == [click(1)]
+
+
+def test_a_log_that_cannot_be_locked_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "no locks available")  # as of NFS without its lock daemon
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+
+    async def main() -> None:
+        async with Running(tmp_path / "log", "msgpack") as log:
+            log.queue.put(click(1))
+            await log.drained()
+
+    run(main())
+    assert read(tmp_path / "log") == [click(1)]
+
+
+def test_each_outage_is_told_when_it_begins_and_when_it_is_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    full = [True]
+
+    def write(fd: int, data: bytes) -> int:
+        if full:
+            raise OSError(errno.ENOSPC, "full")
+        return os.write(fd, data)
+
+    async def main() -> None:
+        async with Running(tmp_path / "log", "msgpack", write=write) as log:
+            for outage in range(2):
+                full[:] = [True]
+                log.queue.put(click(outage))
+                await log.until(lambda before=log.writer.write_errors: log.writer.write_errors > before + 1)
+                full.clear()
+                await log.drained()
+
+    with caplog.at_level("WARNING", "adcore.deliverylog"):
         run(main())
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-    assert read(path) == [click(1), click(1)]
+    told = [record.getMessage() for record in caplog.records]
+    assert ["it is tried again" in one for one in told] == [True, False, True, False]
+    assert ["can be written again" in one for one in told] == [False, True, False, True]
 
 
 def _append(path: Path, data: bytes) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from adcore.http1 import protocol as protocol_module
-from adcore.http1.protocol import LINGER_BYTES, OUTPUT_BYTES, Http1Protocol, Http1Server, Limits
+from adcore.http1.protocol import INPUT_BYTES, LINGER_BYTES, OUTPUT_BYTES, Http1Protocol, Http1Server, Limits
 from adcore.http1.response import respond
 from tests.http1.fakes import Connection, FakeTransport
 
@@ -328,20 +328,58 @@ def test_reading_goes_on_where_it_stopped_when_the_peer_reads_again() -> None:
 def test_empty_lines_between_requests_leave_nothing() -> None:
     connection = Connection()
     for _ in range(300):
-        connection.receive(b"\r\n" * 100, b"\r\n" * 100 + b"\r", b"\n", GET + b"\r\n")
-    assert statuses(connection.written) == [200] * 300
+        connection.receive(b"\r\n" * 100, b"\r\n" * 100 + b"\r", b"\n", GET + b"\r\n", b"\r\n" * 100 + GET, b"\r\n")
+    assert statuses(connection.written) == [200] * 600
     assert connection.transport.ended == ""
 
 
-def test_no_read_keeps_the_others_waiting_for_all_of_it() -> None:
+def test_empty_lines_take_nothing_from_the_room_of_a_head() -> None:
+    limits = Limits()
+    fields = b"".join(b"%02d: %b\r\n" % (n, b"x" * 350) for n in range(90))
+    head = b"GET /%b HTTP/1.1\r\n" % (b"a" * 7900) + H + fields + b"\r\n"
+    assert 0 < limits.request_line_bytes + limits.headers_bytes - len(head) < 1000
+    raw = b"\r\n" * 900 + head
     connection = Connection()
-    connection.protocol.data_received(b"\r\n" * 100_000 + GET + b"\r\n")
+    connection.receive(raw[:2000], *(raw[at : at + 100] for at in range(2000, len(raw), 100)))
+    assert statuses(connection.written) == [200]
+
+
+def test_a_bare_line_end_is_seen_however_it_comes() -> None:
+    for pieces in ([b"\n" + GET + b"\r\n"], [b"\n", GET + b"\r\n"], [b"\r", GET + b"\r\n"], [b"\r\n\n", GET + b"\r\n"]):
+        connection = Connection()
+        connection.receive(*pieces)
+        assert statuses(connection.written) == [400], pieces
+
+
+def read_of_many_turns() -> tuple[Connection, int]:
+    """It is taken apart but for its end, which is empty lines; and after how many turns."""
+    connection = Connection()
+    connection.protocol.data_received(GET + b"\r\n" + b"\r\n" * INPUT_BYTES)
     turns = 0
-    while not connection.requests:
-        assert not connection.transport.reading
+    while not connection.transport.reading:
+        assert statuses(connection.written) == [200]
         connection.loop.turn()
         turns += 1
-    assert turns == 3
+    return connection, turns
+
+
+def test_no_read_keeps_the_others_waiting_for_all_of_it() -> None:
+    connection, turns = read_of_many_turns()
+    assert turns == 2
+    assert connection.server._held_bytes == 0
+    connection.loop.pass_time(connection.server.limits.idle_s + 1)
+    assert connection.transport.ended == "closed"
+
+
+def test_a_connection_that_is_still_read_when_the_server_drains_is_closed_soon() -> None:
+    connection = Connection()
+    connection.protocol.data_received(GET + b"\r\n" + b"\r\n" * INPUT_BYTES)
+    assert not connection.transport.reading
+    connection.server.start_drain()
+    while not connection.transport.reading:
+        connection.loop.turn()
+    connection.loop.pass_time(1)
+    assert connection.transport.ended == "closed"
 
 
 @pytest.mark.parametrize(
