@@ -339,14 +339,18 @@ def test_each_outage_is_told_when_it_begins_and_when_it_is_over(
             raise OSError(errno.ENOSPC, "full")
         return os.write(fd, data)
 
+    async def fail_twice(log: Running) -> None:
+        full[:] = [True]
+        enough = log.writer.write_errors + 2
+        log.queue.put(click())
+        await log.until(lambda: log.writer.write_errors >= enough)
+        full.clear()
+        await log.drained()
+
     async def main() -> None:
         async with Running(tmp_path / "log", "msgpack", write=write) as log:
-            for outage in range(2):
-                full[:] = [True]
-                log.queue.put(click(outage))
-                await log.until(lambda before=log.writer.write_errors: log.writer.write_errors > before + 1)
-                full.clear()
-                await log.drained()
+            await fail_twice(log)
+            await fail_twice(log)
 
     with caplog.at_level("WARNING", "adcore.deliverylog"):
         run(main())
