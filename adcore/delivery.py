@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from hashlib import blake2b
 from ipaddress import ip_address
-from itertools import count
+from itertools import count, islice
 
 from adcore.config import Config
 from adcore.core.adtable import Ad, AdTable
@@ -472,6 +472,12 @@ class Delivery:
                 "host": self.host,
             }
         )
+        # Each one more looks after two others, so that those of tables before are gone as soon as new ones come.
+        for old in list(islice(self._shown, 2)):
+            if self._table.has(old):
+                self._shown.move_to_end(old)
+            else:
+                del self._shown[old]
         if len(self._shown) >= SHOWN_MAX:
             self._shown.popitem(last=False)
         shown = self._shown[ad] = Shown(ad, answer, self.state.counters, self.tokens, packed)

@@ -19,7 +19,7 @@ from adcore.http1.plain import PlainReader
 from adcore.http1.request import Limits, Request
 from adcore.state import State
 from adcore.tokens import KeyRing
-from tests.inventories import document
+from tests.inventories import change, document
 
 NOW = 1_800_000_000.0
 KEYRING = KeyRing({"k": b"k" * 32})
@@ -59,6 +59,12 @@ class Process:
         table = build_table(document(*campaigns), revision=self.revision)
         assert not table.rejected
         self.state.use(table, self.calendar.moment(NOW))
+
+    def change(self, *campaigns: dict[str, Any]) -> None:
+        """The same, but what is as before is shared with the table before."""
+        self.revision += 1
+        assert self.state.table is not None
+        self.state.use(change(self.state.table, document(*campaigns), self.revision), self.calendar.moment(NOW))
 
     def ask(self, target: str = "/v1/decision?placement=side", now: float = NOW, **headers: str) -> bytes:
         lines = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items())

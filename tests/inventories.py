@@ -1,6 +1,9 @@
-"""Small inventories for tests, as documents."""
+"""Small inventories for tests, as documents and tables."""
 
 from typing import Any
+
+from adcore.core.adtable import AdTable, change_table, finish
+from adcore.core.inventory import check_inventory
 
 
 def text_creative(creative_id: str, size: tuple[int, int] = (300, 250), **fields: Any) -> dict[str, Any]:
@@ -34,3 +37,11 @@ def document(*campaigns: dict[str, Any]) -> dict[str, Any]:
         ],
         "campaigns": list(campaigns),
     }
+
+
+def change(before: AdTable, to: dict[str, Any], revision: int = 2) -> AdTable:
+    """As apply_offer does it: what has not changed is the object that was there."""
+    inventory, problems = check_inventory(to)
+    there = before.campaigns
+    campaigns = [there[c.id] if there.get(c.id) == c else c for c in inventory.campaigns]
+    return finish(change_table(before, revision, inventory.placements, campaigns, problems))

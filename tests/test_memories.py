@@ -125,6 +125,24 @@ def test_a_new_table_is_used_at_once_and_the_old_one_let_go(tmp_path: Path) -> N
     assert gc.get_referrers(old) == []
 
 
+def test_ads_of_tables_before_do_not_pile_up(tmp_path: Path) -> None:
+    staying = [campaign(f"s{number}", targeting={"placements": ["foot"]}) for number in range(3)]
+    names = [f"c{number}" for number in range(20)]
+    process = Process(tmp_path, *staying)
+    shown = process.handlers.delivery._shown
+    for _ in range(50):
+        process.ask("/v1/decision?placement=foot")
+    stay = list(shown)
+    for weight in range(1, 20):
+        changed = (campaign(name, weight=weight, targeting={"placements": ["side"]}) for name in names)
+        process.change(*staying, *changed)
+        for _ in range(200):
+            process.ask()
+        assert {ad.campaign.id for ad in shown if ad.placement.id == "side"} == set(names)
+        assert len(shown) < 3 * len(names)
+        assert {*stay} < {*shown}
+
+
 def test_what_ends_or_is_held_back_is_not_shown_from_memory(tmp_path: Path) -> None:
     process = Process(
         tmp_path,

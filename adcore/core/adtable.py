@@ -389,6 +389,12 @@ class AdTable:
     def creative_count(self) -> int:
         return len(self.creatives)
 
+    def has(self, ad: Ad) -> bool:
+        """Whether this very one can be picked from this table, and not its like from another revision."""
+        index = self.placements.get(ad.placement.id)
+        position = None if index is None else index.positions.get(ad.campaign.id)
+        return index is not None and position is not None and ad in index.entrants[position].ads
+
 
 EMPTY = AdTable(0, (), {}, Creatives([{} for _ in range(PARTS)]), {}, {}, {})
 

@@ -7,23 +7,14 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adcore.core.adtable import EMPTY, Ad, AdTable, Drawing, Entrant, build_table, change_table, finish, let_go
-from adcore.core.inventory import check_inventory
-from tests.inventories import campaign, document, text_creative
+from adcore.core.adtable import EMPTY, Ad, AdTable, Drawing, Entrant, build_table, finish, let_go
+from tests.inventories import campaign, change, document, text_creative
 
 PLACEMENTS = {
     "side": {"id": "side", "width": 300, "height": 250},
     "foot": {"id": "foot", "width": 300, "height": 250, "formats": ["text"]},
     "top": {"id": "top", "width": 728, "height": 90},
 }
-
-
-def change(before: AdTable, to: dict[str, Any], revision: int = 2) -> AdTable:
-    """As apply_offer does it: what has not changed is the object that was there."""
-    inventory, problems = check_inventory(to)
-    there = before.campaigns
-    campaigns = [there[c.id] if there.get(c.id) == c else c for c in inventory.campaigns]
-    return finish(change_table(before, revision, inventory.placements, campaigns, problems))
 
 
 def describe(table: AdTable) -> dict[str, Any]:
@@ -171,6 +162,11 @@ def test_placements_that_no_change_concerns_are_shared() -> None:
     assert after.placements["top"] is before.placements["top"]
     assert after.placements["side"] is not before.placements["side"]
     assert after.campaigns["b"] is before.campaigns["b"]
+    ads = [entrant.ads[0] for place in ("side", "foot") for entrant in before.placements[place].entrants]
+    assert [before.has(ad) for ad in ads] == [True, True]
+    assert [after.has(ad) for ad in ads] == [False, True]
+    assert not any(EMPTY.has(ad) for ad in ads)
+    assert not change(before, document(rows[1])).has(ads[0])
 
 
 def test_a_table_let_go_is_freed_and_its_successor_unharmed() -> None:
