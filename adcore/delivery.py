@@ -472,7 +472,7 @@ class Delivery:
                 "host": self.host,
             }
         )
-        # Each one more looks after two others, so that those of tables before are gone as soon as new ones come.
+        # Each new one looks after two others, so that those of tables before are gone soon after.
         for old in list(islice(self._shown, 2)):
             if self._table.has(old):
                 self._shown.move_to_end(old)

@@ -4,12 +4,13 @@ All that touches the disk happens in one thread, since a disk may take its time;
 A batch is one write; of several workers on one file each appends whole batches. One that was written in part goes on at
 the very byte where it stopped, with the rest of that record alone. Where another worker appended in between, which is
 seen from where the pieces lie, the record is written again whole. To look and to write is one step under the file's
-lock: no rest of a record ever comes behind what it does not belong to, where it could complete a torn one by chance.
-A failing disk is tried again with growing pauses while the bounded queue holds what comes.
+lock, so that no rest of a record comes behind what it does not belong to. Without the lock (somebody keeps it, or there
+is none) that can be, and then it may complete another's torn record by chance: so a record that seems torn is looked at
+before it is written again. A failing disk is tried again with growing pauses while the bounded queue holds what comes.
 
 USR1 means: drain what is waiting, close, open. If the open fails the old file stays in use. If the drain was stopped
 inside a record, that record is written whole after the reopening, and what came before it is a torn record. A line that
-was torn is ended with a mark first, so that it never takes the next record with it.
+was torn, by whomever, is ended with a mark first, so that it never takes the next record with it.
 """
 
 import asyncio
@@ -22,7 +23,8 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Executor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from io import FileIO
 from itertools import chain
 from pathlib import Path
 
@@ -60,16 +62,30 @@ def open_log(path: Path) -> int:
     return fd
 
 
-def ends_within_a_line(path: Path) -> bool:
+def read_again(fd: int) -> FileIO:
+    """The file that `fd` appends to, whatever its name is by now. Raises OSError."""
+    return FileIO(f"/proc/self/fd/{fd}")
+
+
+def ends_within_a_line(fd: int) -> bool:
     """Whether a line end is missing, as far as can be seen: its writer was killed, or its disk was full."""
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode) or not status.st_size:
+        return False
     try:
-        with path.open("rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode) or not file.seek(0, os.SEEK_END):
-                return False
-            file.seek(-1, os.SEEK_END)
-            return file.read(1) != LINE_END
+        with read_again(fd) as file:
+            return os.pread(file.fileno(), 1, status.st_size - 1) != LINE_END
     except OSError:
         return True  # one mark too many does no harm
+
+
+def lies_at(fd: int, offset: int, data: bytes) -> bool:
+    """Whether the file has `data` there, as far as can be seen."""
+    try:
+        with read_again(fd) as file:
+            return os.pread(file.fileno(), len(data), offset) == data
+    except OSError:
+        return False
 
 
 def place(fd: int) -> int | None:
@@ -78,24 +94,6 @@ def place(fd: int) -> int | None:
         return os.lseek(fd, 0, os.SEEK_CUR)
     except OSError:
         return None
-
-
-@contextmanager
-def locked(fd: int) -> Iterator[None]:
-    """Alone with the file among those who lock it, unless another one has it for long, or it knows no locks."""
-    for _ in range(LOCK_TRIES):
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except BlockingIOError:
-            time.sleep(LOCK_PAUSE_S)
-        except OSError:
-            break
-    try:
-        yield
-    finally:
-        with suppress(OSError):
-            fcntl.flock(fd, fcntl.LOCK_UN)
 
 
 class LogWriter:
@@ -124,7 +122,7 @@ class LogWriter:
         self._open = open
         self._write = write
         self._fd = -1
-        self._torn = False
+        self._waits_for_lock = True
         self._thread = thread or BackgroundThread("log-writer")
         self._wake = asyncio.Event()
         self._reopen_wanted = False
@@ -137,7 +135,7 @@ class LogWriter:
     def open(self) -> None:
         """Open the file. Raises StartError."""
         try:
-            self._fd, self._torn = self._open_file()
+            self._fd = self._open(self.path)
         except OSError as error:
             raise StartError(
                 f"cannot open the delivery log {self.path}: {describe(error)}; "
@@ -220,7 +218,7 @@ class LogWriter:
         failures = 0
         while self._offset < len(self._data):
             try:
-                count, joins = await loop.run_in_executor(self._thread, self._write_rest)
+                count, offset = await loop.run_in_executor(self._thread, self._write_rest)
             except OSError as error:
                 self._note_failure(error, is_first=not failures)
                 if self._give_up:
@@ -231,51 +229,80 @@ class LogWriter:
                 await self._pause(RETRY_S[min(failures, len(RETRY_S) - 1)])
                 failures += 1
             else:
-                if failures and count:
-                    log.warning("the delivery log %s can be written again", self.path)
-                    failures = 0
                 self.bytes_written += count
-                if joins:
-                    self._offset += count
-                else:
-                    self._torn = self.queue.form.lines
+                is_joined = offset == self._offset + count
+                self._offset = offset
+                if not is_joined:
                     self._rewind_to_record()
+        if failures:
+            log.warning("the delivery log %s can be written again", self.path)
         for kind, lengths, _ in self._taken:
             self.written[kind] += len(lengths)
         self.queue.release(len(self._data))
         self._taken, self._data, self._offset = [], b"", 0
 
-    def _write_rest(self) -> tuple[int, bool]:
-        """In the thread: how many bytes were written, and whether they lie right behind those before."""
-        with locked(self._fd):
-            if self._offset == 0:
-                self._before_batch(self._fd)
-            end = self._record_end()
-            if end > self._offset:
-                return self._write_rest_of_record(end)
-            if self._torn:
-                self._torn = self._write(self._fd, TORN) < len(TORN)
-                if self._torn:
-                    return 0, True
-            return self._write(self._fd, self._data[end:]), True
+    def _write_rest(self) -> tuple[int, int]:
+        """In the thread: how many bytes were written, and how many of `_data` lie in the file now, in one piece."""
+        fd, offset, data = self._fd, self._offset, self._data
+        with self._locked(fd):
+            if offset == 0:
+                self._before_batch(fd)
+            start, end = self._record_under_way()
+            if start < offset:
+                count = 0
+                at = place(fd)
+                if at is None or at == os.fstat(fd).st_size:
+                    count = self._write(fd, data[offset:end])
+                    if at is None or place(fd) == at + count:
+                        return count, offset + count
+                assert at is not None
+                is_whole = lies_at(fd, at - (offset - start), data[start:end])
+                return count, end if is_whole else start
+            if self.queue.form.lines and ends_within_a_line(fd) and self._write(fd, TORN) < len(TORN):
+                return 0, offset
+            count = self._write(fd, data[offset:])
+            return count, offset + count
 
-    def _write_rest_of_record(self, end: int) -> tuple[int, bool]:
-        before = place(self._fd)
-        if before is not None and before != os.fstat(self._fd).st_size:
-            return 0, False
-        count = self._write(self._fd, self._data[self._offset : end])
-        # Of one who does not lock.
-        return count, before is None or place(self._fd) == before + count
+    @contextmanager
+    def _locked(self, fd: int) -> Iterator[None]:
+        """Alone with the file among those who lock it, if that can be had."""
+        is_locked = self._lock(fd)
+        if self._waits_for_lock and not is_locked:
+            log.warning("the delivery log %s cannot be locked now; it is written all the same", self.path)
+        self._waits_for_lock = is_locked
+        try:
+            if fd != self._fd:
+                raise OSError(errno.EBADF, "the writer has ended meanwhile")
+            yield
+        finally:
+            if is_locked:
+                fcntl.flock(fd, fcntl.LOCK_UN)
 
-    def _record_end(self) -> int:
-        """Where the record ends that is written in part; `_offset` if there is none."""
-        end = 0
+    def _lock(self, fd: int) -> bool:
+        try:
+            if place(fd) is None:
+                # The reader of a pipe can stop its writers anyway, and what several write at once gets mixed.
+                fcntl.flock(fd, fcntl.LOCK_EX)
+                return True
+            for _ in range(LOCK_TRIES if self._waits_for_lock else 1):
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    return True
+                except BlockingIOError:
+                    time.sleep(LOCK_PAUSE_S)
+        except OSError:
+            pass  # the file system has no locks
+        return False
+
+    def _record_under_way(self) -> tuple[int, int]:
+        """Where in `_data` the record begins and ends that is written in part; `_offset` twice if there is none."""
+        start = end = 0
         if self._offset:
             for length in chain.from_iterable(batch.lengths for batch in self._taken):
                 if end >= self._offset:
                     break
-                end += length
-        return end
+                start, end = end, end + length
+        return (start, end) if end > self._offset else (end, end)
 
     async def _pause(self, seconds: float) -> None:
         """Wait, or less when a reopening or the end is asked for."""
@@ -296,22 +323,17 @@ class LogWriter:
         self._reopen_wanted = False
         loop = asyncio.get_running_loop()
         try:
-            fd, torn = await loop.run_in_executor(self._thread, self._open_file)
+            fd = await loop.run_in_executor(self._thread, self._open, self.path)
         except OSError as error:
             self.reopen_failures += 1
             self.last_error = describe(error)
             log.error("cannot reopen the delivery log %s: %s; the old file stays in use", self.path, self.last_error)
             return
         self._thread.submit(os.close, self._fd)
-        self._fd, self._torn = fd, torn
+        self._fd = fd
         self.reopens += 1
         log.info("the delivery log %s is opened anew", self.path)
         self._rewind_to_record()
-
-    def _open_file(self) -> tuple[int, bool]:
-        """The descriptor, and whether a line end must come first."""
-        fd = self._open(self.path)
-        return fd, self.queue.form.lines and ends_within_a_line(self.path)
 
     def _rewind_to_record(self) -> None:
         """After a change of files, go on at the start of the record that was under way."""

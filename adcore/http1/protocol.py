@@ -452,8 +452,8 @@ class Http1Protocol(asyncio.Protocol):
         else:
             self._close()
 
-    def _receive(self, data: bytes) -> None:
-        """Parse and answer `data`, or as much of it as may be answered now, after what waited."""
+    def _receive(self, data: bytes, goes_on: bool = False) -> None:
+        """Parse and answer `data`, or as much of it as may be answered now, after what waited; it may go on a read."""
         self._at_start = False
         out: list[bytes] = []
         end = self._answer(out) if self._unanswered else None
@@ -481,8 +481,10 @@ class Http1Protocol(asyncio.Protocol):
             if not self._write_paused:
                 self._server.hold(self, self._waiting_bytes)
                 self._loop.call_soon(self._read_on)
-        elif not self._write_paused:
+        elif not self._write_paused and (out or self._parser.begun or goes_on):
             self._wait_for_request()
+        elif not self._write_paused:  # an empty line: it moves no deadline
+            self._at_start = not self._parser.is_within_line_end
 
     def _answer(self, out: list[bytes]) -> Phase | None:
         """Put the answers to what is parsed into `out`, as many as may be made now; how the connection ends after them.
@@ -535,7 +537,7 @@ class Http1Protocol(asyncio.Protocol):
         data, self._unread = self._unread, b""
         self.transport.resume_reading()
         if data or self._unanswered:
-            self._receive(data)
+            self._receive(data, goes_on=True)
 
     def _refuse(self, refusal: Refusal) -> None:
         out: list[bytes] = []
@@ -595,7 +597,7 @@ class Http1Protocol(asyncio.Protocol):
         limits = self._server.limits
         if not self._parser.begun:
             self._server.release(self)
-            self._at_start = not (self._write_paused or self._parser.has_line_end)
+            self._at_start = not (self._write_paused or self._parser.is_within_line_end)
             self._reads_request = False
             self._set_deadline(DRAIN_IDLE_S if self._server.draining else limits.idle_s)
         else:

@@ -250,8 +250,8 @@ class RequestParser:
         return self._received_bytes
 
     @property
-    def has_line_end(self) -> bool:
-        """Whether a CR or LF has come that is no empty line, or not yet: what follows is not for others to read."""
+    def is_within_line_end(self) -> bool:
+        """Whether the LF of an empty line is still to come."""
         return bool(self._raw) and not self.begun
 
     @property
@@ -425,11 +425,12 @@ class RequestParser:
         """Bound what is held of a request that llhttp has not taken apart yet, such as half a header."""
         limits = self._limits
         head_bytes_max = limits.request_line_bytes + limits.headers_bytes
-        if self._request is None:
+        if not self.begun:
+            if self._raw[self._start :] not in (b"", b"\r"):
+                self.refusal = Refusal(400, "this is not HTTP/1.1: a line ends with CR LF")
+        elif self._request is None:
             if self._received_bytes > head_bytes_max:
-                if not self.begun:
-                    self.refusal = Refusal(400, "this is not HTTP/1.1: line ends without a request")
-                elif self._target:
+                if self._target:
                     self.refusal = Refusal(431, "the headers are too large")
                 else:
                     self.refusal = Refusal(414, "the request line is too long")

@@ -41,7 +41,7 @@ CLIENTS = 6
 # 250 requests a second in all: the log of half an hour has its place on the volume.
 PAUSE_S = 0.02
 SAMPLE_S = 1.0
-WARM_UP_REQUESTS = 100_000
+WARM_UP_REQUESTS = 60_000
 MEASURED = 0.5
 JUDGED_S_MIN = 480.0
 SLOPE_PERCENT_PER_HOUR_MAX = 1.0

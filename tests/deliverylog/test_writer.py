@@ -4,17 +4,23 @@ import asyncio
 import contextlib
 import errno
 import fcntl
+import json
 import os
 import random
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
+from io import BytesIO
 from pathlib import Path
+from threading import Thread
+from threading import enumerate as enumerate_threads
 from typing import Any
 
 import msgspec
 import pytest
 
+from adcore.background import BackgroundThread
+from adcore.deliverylog import writer as writer_module
 from adcore.deliverylog.queue import RecordQueue
 from adcore.deliverylog.reader import Damage, read_records
 from adcore.deliverylog.record import FORMS, AnyRecord, Click
@@ -256,7 +262,7 @@ def test_whenever_another_worker_appends_to_a_record_cut_short_both_are_written_
 def test_no_other_worker_comes_between_a_look_at_the_file_and_the_write(tmp_path: Path, form: str) -> None:
     """It could bring the rest of its own torn record, and with that by chance the missing bytes of this one."""
     path = tmp_path / "log"
-    alone = []
+    alone: list[bytes] = []
 
     def write(fd: int, data: bytes) -> int:
         with path.open("rb") as other, pytest.raises(BlockingIOError):
@@ -278,10 +284,16 @@ def test_no_other_worker_comes_between_a_look_at_the_file_and_the_write(tmp_path
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_the_rests_of_torn_records_of_many_workers_complete_no_other(tmp_path: Path, form: str) -> None:
+@pytest.mark.parametrize("lock", [None, "reader's", "none"])
+def test_the_rests_of_torn_records_of_two_workers_complete_no_other(
+    tmp_path: Path, form: str, lock: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Most writes lack their last byte, which all records have in common."""
     path = tmp_path / "log"
+    path.touch()
     chance = random.Random(6)
+    # A machine may be busy.
+    monkeypatch.setattr(writer_module, "LOCK_TRIES", 10_000 if lock is None else 1)
 
     def write(fd: int, data: bytes) -> int:
         time.sleep(chance.uniform(0, 0.0005))
@@ -295,38 +307,96 @@ def test_the_rests_of_torn_records_of_many_workers_complete_no_other(tmp_path: P
                 await a.drained()
             await b.drained()
 
-    run(main())
+    with path.open("rb") as reader:
+        if lock == "reader's":
+            fcntl.flock(reader, fcntl.LOCK_SH)
+        elif lock == "none":
+            monkeypatch.setattr(fcntl, "flock", refuse_lock)
+        run(main())
     found = [one for one in read(path) if not isinstance(one, Damage)]
     assert sorted(found, key=lambda one: one.time) == [click(number) for number in range(500)]
+    if lock is None and form == "json":
+        # Also for who reads it line by line, such as fluentd.
+        lines = [line for line in path.read_bytes().splitlines() if not line.endswith(b" torn")]
+        assert len([json.loads(line) for line in lines]) == 500
 
 
-def test_a_log_that_somebody_keeps_locked_is_written(tmp_path: Path) -> None:
+def test_large_writes_of_two_workers_to_a_pipe_do_not_get_mixed(tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    pieces: list[bytes] = []
+
+    def consume() -> None:
+        with path.open("rb", buffering=0) as pipe:
+            while piece := pipe.read(4096):
+                pieces.append(piece)
+                time.sleep(0.0005)
+
+    async def main() -> None:
+        async with Running(path, "msgpack") as a, Running(path, "msgpack") as b:
+            for number in range(0, 3000, 2):
+                a.queue.put(click(number))
+                b.queue.put(click(number + 1))
+            await a.drained()
+            await b.drained()
+
+    # With this the pipe can be opened, and does not end, before all others are there.
+    both_ends = os.open(path, os.O_RDWR)
+    reader = Thread(target=consume)
+    reader.start()
+    run(main())
+    os.close(both_ends)
+    reader.join()
+    found = list(read_records(BytesIO(b"".join(pieces))))
+    assert not any(isinstance(one, Damage) for one in found)
+    assert len(found) == 3000
+
+
+def test_a_writer_that_has_given_up_writes_nothing_once_it_gets_the_lock(tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    other = open_log(path)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    thread = "one that gives up"
+
+    async def main() -> None:
+        log = Running(path, "msgpack", thread=BackgroundThread(thread))
+        log.close_timeout_s = 0.1
+        async with log:
+            log.queue.put(click(1))
+        assert log.queue.dropped == Counter(click=1)
+        os.close(other)
+        await log.until(lambda: thread not in (one.name for one in enumerate_threads()))
+
+    run(main())
+    os.set_blocking(reader, False)
+    assert os.read(reader, 1000) == b""
+    os.close(reader)
+
+
+def test_a_log_that_somebody_keeps_locked_is_written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "log"
 
     async def main() -> None:
         async with Running(path, "msgpack") as log:
             with path.open("rb") as reader:
                 fcntl.flock(reader, fcntl.LOCK_SH)
-                log.queue.put(click(1))
-                await log.drained()
+                for number in range(3):
+                    log.queue.put(click(number))
+                    await log.drained()
 
-    run(main())
-    assert read(path) == [click(1)]
+    with caplog.at_level("WARNING", "adcore.deliverylog"):
+        run(main())
+    assert read(path) == list(map(click, range(3)))
+    assert [record.getMessage() for record in caplog.records] == [
+        f"the delivery log {path} cannot be locked now; it is written all the same"
+    ]
 
 
-def test_a_log_that_cannot_be_locked_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
-        raise OSError(errno.ENOLCK, "no locks available")  # as of NFS without its lock daemon
-
-    monkeypatch.setattr(fcntl, "flock", refuse)
-
-    async def main() -> None:
-        async with Running(tmp_path / "log", "msgpack") as log:
-            log.queue.put(click(1))
-            await log.drained()
-
-    run(main())
-    assert read(tmp_path / "log") == [click(1)]
+def refuse_lock(*_: object) -> None:
+    """As on NFS without its lock daemon."""
+    raise OSError(errno.ENOLCK, "no locks available")
 
 
 def test_each_outage_is_told_when_it_begins_and_when_it_is_over(

@@ -144,7 +144,7 @@ def test_nothing_after_a_refused_request_is_answered() -> None:
         (GET + b"A: b\r\n" * 100 + b"\r\n", 431),
         (GET + b"A: " + b"b" * 60_000, 431),
         (b"\r\n" * 30_000 + GET + b"\r\n", 200),
-        (b"\n" * 60_000, 400),
+        (b"\n", 400),
     ],
 )
 def test_a_rule_above_llhttp(raw: bytes, expected: int) -> None:
@@ -351,34 +351,49 @@ def test_a_bare_line_end_is_seen_however_it_comes() -> None:
         assert statuses(connection.written) == [400], pieces
 
 
-def read_of_many_turns() -> tuple[Connection, int]:
-    """It is taken apart but for its end, which is empty lines; and after how many turns."""
+def test_no_read_keeps_the_others_waiting_for_all_of_it() -> None:
     connection = Connection()
     connection.protocol.data_received(GET + b"\r\n" + b"\r\n" * INPUT_BYTES)
     turns = 0
     while not connection.transport.reading:
-        assert statuses(connection.written) == [200]
         connection.loop.turn()
         turns += 1
-    return connection, turns
-
-
-def test_no_read_keeps_the_others_waiting_for_all_of_it() -> None:
-    connection, turns = read_of_many_turns()
     assert turns == 2
+    assert statuses(connection.written) == [200]
     assert connection.server._held_bytes == 0
-    connection.loop.pass_time(connection.server.limits.idle_s + 1)
+    connection.loop.pass_time(connection.server.limits.idle_s - 1)
+    assert connection.transport.ended == ""
+    connection.loop.pass_time(2)
     assert connection.transport.ended == "closed"
 
 
 def test_a_connection_that_is_still_read_when_the_server_drains_is_closed_soon() -> None:
     connection = Connection()
     connection.protocol.data_received(GET + b"\r\n" + b"\r\n" * INPUT_BYTES)
-    assert not connection.transport.reading
     connection.server.start_drain()
     while not connection.transport.reading:
         connection.loop.turn()
     connection.loop.pass_time(1)
+    assert connection.transport.ended == "closed"
+
+
+def test_empty_lines_move_no_deadline() -> None:
+    connection = Connection()
+    idle_s = connection.server.limits.idle_s
+    connection.loop.pass_time(idle_s - 1)
+    connection.receive(b"\r\n")
+    connection.loop.pass_time(2)
+    assert connection.transport.ended == "closed"
+
+
+def test_empty_lines_neither_prolong_a_drain_nor_cut_short_what_a_new_connection_has_in_it() -> None:
+    connection = Connection()
+    connection.server.start_drain()
+    for _ in range(9):
+        connection.receive(b"\r\n")
+        connection.loop.pass_time(0.1)
+    assert connection.transport.ended == ""
+    connection.loop.pass_time(0.2)
     assert connection.transport.ended == "closed"
 
 
