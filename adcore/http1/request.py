@@ -233,7 +233,7 @@ class RequestParser:
         if self._request is None:
             self._start = _after_empty_lines(raw, self._start)
             self._received_bytes = size - self._start
-        if not requests and self.refusal is None:
+        if self.refusal is None and not self.surplus:
             self._check_received()
         # Of a body nothing is needed but what may be the beginning of a blank line.
         self._raw = raw[self._start :] if self._request is None else raw[-_BLANK_LINE_BEGUN:]

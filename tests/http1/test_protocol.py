@@ -345,10 +345,15 @@ def test_empty_lines_take_nothing_from_the_room_of_a_head() -> None:
 
 
 def test_a_bare_line_end_is_seen_however_it_comes() -> None:
-    for pieces in ([b"\n" + GET + b"\r\n"], [b"\n", GET + b"\r\n"], [b"\r", GET + b"\r\n"], [b"\r\n\n", GET + b"\r\n"]):
+    get = GET + b"\r\n"
+    for pieces in ([b"\n" + get], [b"\n", get], [b"\r", get], [b"\r\n\n", get]):
         connection = Connection()
         connection.receive(*pieces)
         assert statuses(connection.written) == [400], pieces
+    for pieces in ([get + b"\n"], [get, b"\n"], [get + b"\r\n\n" + get]):
+        connection = Connection()
+        connection.receive(*pieces)
+        assert statuses(connection.written) == [200, 400], pieces
 
 
 def test_no_read_keeps_the_others_waiting_for_all_of_it() -> None:
