@@ -62,30 +62,19 @@ def open_log(path: Path) -> int:
     return fd
 
 
-def read_again(fd: int) -> FileIO:
-    """The file that `fd` appends to, whatever its name is by now. Raises OSError."""
-    return FileIO(f"/proc/self/fd/{fd}")
-
-
-def ends_within_a_line(fd: int) -> bool:
-    """Whether a line end is missing, as far as can be seen: its writer was killed, or its disk was full."""
-    status = os.fstat(fd)
-    if not stat.S_ISREG(status.st_mode) or not status.st_size:
-        return False
-    try:
-        with read_again(fd) as file:
-            return os.pread(file.fileno(), 1, status.st_size - 1) != LINE_END
-    except OSError:
-        return True  # one mark too many does no harm
-
-
 def lies_at(fd: int, offset: int, data: bytes) -> bool:
-    """Whether the file has `data` there, as far as can be seen."""
+    """Whether the file that `fd` appends to, whatever its name is by now, is seen to have `data` there."""
     try:
-        with read_again(fd) as file:
+        with FileIO(f"/proc/self/fd/{fd}") as file:
             return os.pread(file.fileno(), len(data), offset) == data
     except OSError:
         return False
+
+
+def ends_within_a_line(fd: int) -> bool:
+    """Whether no line end is seen there: its writer was killed, its disk was full. One mark too many does no harm."""
+    status = os.fstat(fd)
+    return stat.S_ISREG(status.st_mode) and status.st_size > 0 and not lies_at(fd, status.st_size - 1, LINE_END)
 
 
 def place(fd: int) -> int | None:
@@ -295,14 +284,13 @@ class LogWriter:
         return False
 
     def _record_under_way(self) -> tuple[int, int]:
-        """Where in `_data` the record begins and ends that is written in part; `_offset` twice if there is none."""
+        """Where in `_data` the record begins and ends that the byte at `_offset` is of."""
         start = end = 0
-        if self._offset:
-            for length in chain.from_iterable(batch.lengths for batch in self._taken):
-                if end >= self._offset:
-                    break
-                start, end = end, end + length
-        return (start, end) if end > self._offset else (end, end)
+        for length in chain.from_iterable(batch.lengths for batch in self._taken):
+            start, end = end, end + length
+            if end > self._offset:
+                break
+        return start, end
 
     async def _pause(self, seconds: float) -> None:
         """Wait, or less when a reopening or the end is asked for."""

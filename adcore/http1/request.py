@@ -422,7 +422,10 @@ class RequestParser:
         self._headers = {}
 
     def _check_received(self) -> None:
-        """Bound what is held of a request that llhttp has not taken apart yet, such as half a header."""
+        """Bound what is held of a request that llhttp has not taken apart yet, such as half a header.
+
+        Before one there is nothing but empty lines, which are gone, and the CR of another.
+        """
         limits = self._limits
         head_bytes_max = limits.request_line_bytes + limits.headers_bytes
         if not self.begun:

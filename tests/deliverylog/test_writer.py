@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import random
+import resource
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
@@ -370,7 +371,6 @@ def test_a_writer_that_has_given_up_writes_nothing_once_it_gets_the_lock(tmp_pat
         await log.until(lambda: thread not in (one.name for one in enumerate_threads()))
 
     run(main())
-    os.set_blocking(reader, False)
     assert os.read(reader, 1000) == b""
     os.close(reader)
 
@@ -427,6 +427,35 @@ def test_each_outage_is_told_when_it_begins_and_when_it_is_over(
     told = [record.getMessage() for record in caplog.records]
     assert ["it is tried again" in one for one in told] == [True, False, True, False]
     assert ["can be written again" in one for one in told] == [False, True, False, True]
+
+
+def test_a_torn_record_that_cannot_be_looked_at_is_written_again(tmp_path: Path) -> None:
+    """Rather twice than not at all."""
+    path = tmp_path / "log"
+    whole = FORMS["msgpack"].encode(click(1))
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    calls = 0
+
+    def write(fd: int, data: bytes) -> int:
+        nonlocal calls
+        calls += 1
+        if calls > 1:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            return os.write(fd, data)
+        written = os.write(fd, data[:-1])
+        _append(path, whole[-1:])
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+        return written
+
+    async def main() -> None:
+        async with Running(path, "msgpack", write=write) as log:
+            log.queue.put(click(1))
+
+    try:
+        run(main())
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert read(path) == [click(1), click(1)]
 
 
 def _append(path: Path, data: bytes) -> None:
