@@ -29,7 +29,7 @@ class Proxy:
         self.target = target
         self.delay_s = delay_s
         self.answered_monotonic = 0.0
-        """When it last let an answer through."""
+        """When the store gave the last answer that was let through; one may be let through long after."""
         self._mode = "pass"
         self._changed = threading.Condition()
         self._ending = False
@@ -107,7 +107,8 @@ class Proxy:
 
     def _answer(self, client: socket.socket, data: bytes) -> None:
         """Pass an answer on, as the mode has it."""
-        due_monotonic = time.monotonic() + self.delay_s
+        answered_monotonic = time.monotonic()
+        due_monotonic = answered_monotonic + self.delay_s
         with self._changed:
             while not self._ending:
                 left_s = due_monotonic - time.monotonic()
@@ -122,4 +123,4 @@ class Proxy:
             data = self._chance.randbytes(len(data))
         client.sendall(data)
         if mode in ("pass", "slow"):
-            self.answered_monotonic = time.monotonic()
+            self.answered_monotonic = answered_monotonic

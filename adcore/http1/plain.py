@@ -10,6 +10,7 @@ from their start. So a mistake here could only be to accept; what is accepted is
 """
 
 import re
+from array import array
 from typing import TypeVar
 
 from adcore.http1.request import FRAMING, HOST, Limits, Request, RequestLine
@@ -18,8 +19,8 @@ from adcore.http1.request import FRAMING, HOST, Limits, Request, RequestLine
 # addresses and cookies come and go. With room for a quarter of this 3,000 visitors took a third more CPU (perf/run
 # macro, mixed). Forgetting this many takes a millisecond.
 KNOWN_MAX = 16384
-# Hashes of lines that came once, of requests and of fields each: some 1 MB. At most as many lines come in between.
-NEWCOMERS_MAX = 16384
+# Places for hashes of lines that came once, of requests and of fields each: 128 KB.
+NEWCOMERS = 16384
 # Longer ones are not worth the memory.
 KNOWN_BYTES_MAX = 512
 
@@ -46,26 +47,24 @@ class KnownLines(dict[bytes, Known]):
 
     One that comes once only is kept out: many pages put a number into each request, against caches. This is the
     doorkeeper of TinyLFU (Einziger, Friedman, Manes: TinyLFU: A Highly Efficient Cache Admission Policy, 2017), with a
-    set of hashes for its Bloom filter: Python knows them already.
+    table of hashes, which Python knows already, for its Bloom filter. Each newcomer takes the place of an earlier one,
+    and no object comes or goes.
     """
 
-    __slots__ = ("newcomers",)
+    __slots__ = ("_newcomers",)
 
     def __init__(self) -> None:
-        self.newcomers: set[int] = set()
+        self._newcomers = array("q", bytes(8 * NEWCOMERS))
 
     def remember(self, raw: bytes, known: Known) -> bool:
         """Do so if it came before and is not too long; whether that was done."""
         if len(raw) > KNOWN_BYTES_MAX:
             return False
-        newcomers = self.newcomers
         number = hash(raw)
-        if number not in newcomers:
-            if len(newcomers) >= NEWCOMERS_MAX:
-                newcomers.clear()
-            newcomers.add(number)
+        place = number % NEWCOMERS
+        if self._newcomers[place] != number:
+            self._newcomers[place] = number
             return False
-        newcomers.discard(number)
         if len(self) >= KNOWN_MAX:
             self.clear()
         self[raw] = known

@@ -15,8 +15,8 @@ from adcore.sources import Revision, Rows, results, sqlstore
 
 CONNECT_TIMEOUT_S = 3
 # A full load of 100,000 creatives takes a second or two; a server that is silent for longer hangs.
-READ_TIMEOUT_S = 10
-WRITE_TIMEOUT_S = 10
+READ_TIMEOUT_S = 15
+WRITE_TIMEOUT_S = 15
 # Less than the read timeout, which would cut the wait off.
 MIGRATE_TIMEOUT_S = 8
 

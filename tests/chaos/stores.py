@@ -124,27 +124,29 @@ def suffer(stores: Stores, folder: Path, who: str, fault: str, seconds: float, l
             quiet = [be_quiet(stores, server, seconds / 2)]
             stores.go(who, fault)
             began = time.monotonic()
-            changes_while_away = who == "memcached" or fault not in ("kill", "stop")
             revision = served(server)
-            if changes_while_away:
+            changeable = who == "memcached" or fault not in ("kill", "stop")
+            if who == "memcached":
                 stores.change()
             age_error_s = 0.0
             while (left_s := began + seconds - time.monotonic()) > 0:
                 before = time.monotonic() - proxy.answered_monotonic
                 age = age_of(server)
                 after = time.monotonic() - proxy.answered_monotonic
-                # The age counts from the question, and the proxy from the answer.
+                # The age counts from the question, which the store answers at once.
                 if who != "memcached" and age > REFRESH_S + 1:
                     age_error_s = max(age_error_s, before - age, age - after)
                 elif who == "memcached":
                     age_error_s = max(age_error_s, age - REFRESH_S)
                 time.sleep(min(LOOK_S, left_s))
-            if who == "memcached":  # MySQL is there
+            if who == "memcached":
                 wait_for(lambda: served(server) > revision, lambda: server.errors)
+            elif changeable:
+                stores.change()  # not before: an answer that tells of it does not confirm the table
             fault_span = (began, time.monotonic())
             stores.come_back(who, fault)
             returned = time.monotonic()
-            if not changes_while_away:
+            if not changeable:
                 stores.change()
                 returned = time.monotonic()
             wait_for(lambda: served(server) > revision and age_of(server) < REFRESH_S + late_s, lambda: server.errors)

@@ -22,7 +22,7 @@ from tests.fuzz.mutation import CASE_BYTES_MAX, Mutator
 GROWTH_BYTES_MAX = 8 << 20
 
 SMALL = {
-    "adcore.http1.plain": ("KNOWN_MAX", "NEWCOMERS_MAX"),
+    "adcore.http1.plain": ("KNOWN_MAX", "NEWCOMERS"),
     "adcore.handlers": ("ASKED_MAX", "HEADS_MAX"),
     "adcore.delivery": ("PROFILES_MAX", "NETWORKS_MAX", "CASES_MAX", "SHOWN_MAX"),
 }

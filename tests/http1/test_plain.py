@@ -4,10 +4,11 @@ import base64
 import json
 from pathlib import Path
 
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from adcore.http1.plain import KNOWN_MAX, NEWCOMERS_MAX, PlainReader
+from adcore.http1.plain import KNOWN_MAX, NEWCOMERS, PlainReader
 from adcore.http1.request import Limits, Request, RequestParser
 
 CORPUS = Path(__file__).parents[3] / "shared/corpora/http_requests.jsonl"
@@ -121,14 +122,25 @@ def test_what_is_remembered_is_bounded() -> None:
     assert (len(reader.request_lines), len(reader.field_lines)) == (10, 12)
 
 
-def test_what_comes_once_is_not_remembered_and_its_hash_not_for_ever() -> None:
+def test_what_comes_once_is_not_remembered() -> None:
     reader = PlainReader(Limits())
-    newcomers = reader.request_lines.newcomers
-    for number in range(NEWCOMERS_MAX + 10):
-        line = read_plainly(b"GET /?%d HTTP/1.1\r\nHost: a\r\n\r\n" % number, reader)
-        assert line is not None
-        assert not line.line.shared
-    assert (len(reader.request_lines), len(newcomers)) == (0, 10)
+    for number in range(NEWCOMERS + 10):
+        request = read_plainly(b"GET /?%d HTTP/1.1\r\nHost: a\r\n\r\n" % number, reader)
+        assert request is not None
+        assert not request.line.shared
+    assert len(reader.request_lines) == 0
+
+
+def test_one_that_comes_once_takes_the_place_of_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("adcore.http1.plain.NEWCOMERS", 1)
+    reader = PlainReader(Limits())
+    shared = []
+    for path in (b"/a", b"/b", b"/a", b"/b", b"/b", b"/b", b"/a"):
+        request = read_plainly(b"GET %s HTTP/1.1\r\nHost: a\r\n\r\n" % path, reader)
+        assert request is not None
+        shared.append(request.line.shared)
+    # The first that is kept is /b's second in a row.
+    assert shared == [False, False, False, False, True, True, False]
 
 
 def test_requests_with_the_same_line_share_it() -> None:
