@@ -1,6 +1,7 @@
 """Both stores through one contract: what goes in comes out, all or nothing, and every change raises the revision."""
 
 import json
+import re
 import signal
 import sqlite3
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from adcore.sources.learning import learn
 from adcore.sources.mysql import parse_url
 from adcore.sources.sqlstore import migrations, split_statements
 from tests.inventories import campaign, document, text_creative
+from tests.process import ROOT
 from tests.services import MariaDB
 from tests.services import mariadb as mariadb_service
 
@@ -140,6 +142,18 @@ def test_a_change_by_hand_raises_the_revision_and_is_not_confirmed(store: Store,
     after = store.revision()
     assert after.number > before.number
     assert after.confirmed == before.confirmed
+
+
+def test_a_number_given_again_is_gone_past_as_the_readme_says(store: Store) -> None:
+    (statement,) = re.findall(r"^    (UPDATE revision SET .*)$", (ROOT / "README.rst").read_text(), re.MULTILINE)
+    put(store, parse_inventory(document(campaign("a"))))
+    lost = store.revision()
+    sql(store, f"UPDATE revision SET revision = {lost.number - 1}, confirmed = {lost.number - 1}")
+    sql(store, "UPDATE campaigns SET weight = 5 WHERE id = 'a'")
+    assert store.revision().number == lost.number
+    sql(store, statement)
+    after = store.revision()
+    assert after.number == after.confirmed == lost.number + 1000
 
 
 def test_migrating_again_changes_nothing(store: Store) -> None:
