@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
+import msgspec
 import pytest
 
 from adcore.core.calendar import Calendar
-from adcore.deliverylog.record import FORMS, AnyRecord
+from adcore.deliverylog.record import FORMS, AnyRecord, Impression, Unfilled
 from adcore.sources import open_store
 from adcore.sources.results import RESULT_KEYS, RESULT_NUMBERS
 from adcore.sources.sqlstore import split_statements
@@ -81,12 +82,25 @@ def write(path: Path, records: list[AnyRecord]) -> Path:
     return path
 
 
+def asked_again(records: list[AnyRecord]) -> list[AnyRecord]:
+    """The records, with a second answer 1.5 s after each seventh one, of which the proxy heard nothing."""
+    again = [
+        msgspec.structs.replace(record, time=record.time + 1.5)
+        for record in records[::7]
+        if isinstance(record, Impression | Unfilled) and record.time % 3600 < 3598
+    ]
+    assert len(again) > len(records) / 20
+    return sorted([*records, *again], key=lambda record: record.time)
+
+
 @pytest.mark.parametrize(
     ("zone", "window_s"),
     [("UTC", 3600.0), ("Asia/Tokyo", 600.0), ("Asia/Kolkata", 0.0), ("America/New_York", 86_400.0)],
 )
 def test_the_same_log_gives_the_same_report(tmp_path: Path, zone: str, window_s: float) -> None:
-    logs = [write(tmp_path / f"h{n}.log", traffic(1500, n, span_s=90_000.0, host=f"h{n}")) for n in range(2)]
+    logs = [
+        write(tmp_path / f"h{n}.log", asked_again(traffic(1500, n, span_s=90_000.0, host=f"h{n}"))) for n in range(2)
+    ]
     span: dict[str, object] = {"since": 0, "until": 4e9, "zone": zone}
     of_views = {**span, "window_s": window_s}
     schema: list[Statement] = [(statement, {}) for statement in SCHEMA]

@@ -29,10 +29,11 @@ CREATE TABLE IF NOT EXISTS delivery_log
     reason LowCardinality(String),
     reasons Map(String, UInt32)
 )
--- Records of the same type, id, time and host are one. Until parts are merged, FINAL sees to that.
+-- Views and clicks of the same id, time and host are one. So are answers of the same id and hour, whatever their time: a
+-- proxy asked again, and the browser got the last. Until parts are merged, FINAL sees to that.
 ENGINE = ReplacingMergeTree
 PARTITION BY toYYYYMM(toDateTime(time))
-ORDER BY (intDiv(toInt64(time), 3600), type, placement, id, time, host);
+ORDER BY (intDiv(toInt64(time), 3600), type, placement, id, if(type IN ('view', 'click'), time, 0), host);
 
 -- Views and clicks that count: of an impression the first, and then each that comes `window_s` or more after the last
 -- that counted. A robot's does not hide a visitor's own. A link works for a day (--token-lifetime), so whatever bears on
