@@ -29,7 +29,9 @@ class Proxy:
         self.target = target
         self.delay_s = delay_s
         self.answered_monotonic = 0.0
-        """When the store gave the last answer that was let through; one may be let through long after."""
+        """When the store gave the last answer that was let through."""
+        self.let_through_monotonic = 0.0
+        """And when that was done."""
         self._mode = "pass"
         self._changed = threading.Condition()
         self._ending = False
@@ -121,6 +123,6 @@ class Proxy:
             mode = self._mode
         if mode == "garbage":
             data = self._chance.randbytes(len(data))
-        client.sendall(data)
         if mode in ("pass", "slow"):
-            self.answered_monotonic = answered_monotonic
+            self.answered_monotonic, self.let_through_monotonic = answered_monotonic, time.monotonic()
+        client.sendall(data)

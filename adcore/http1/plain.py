@@ -47,8 +47,7 @@ class KnownLines(dict[bytes, Known]):
 
     One that comes once only is kept out: many pages put a number into each request, against caches. This is the
     doorkeeper of TinyLFU (Einziger, Friedman, Manes: TinyLFU: A Highly Efficient Cache Admission Policy, 2017), with a
-    table of hashes, which Python knows already, for its Bloom filter. Each newcomer takes the place of an earlier one,
-    and no object comes or goes.
+    table of hashes, which Python knows already, for its Bloom filter. Each newcomer takes the place of an earlier one.
     """
 
     __slots__ = ("_newcomers",)

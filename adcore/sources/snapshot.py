@@ -21,7 +21,7 @@ TIMEOUT_S = 0.5
 CHUNK_BYTES = 1_000_000
 # 512 MiB of rows; a head that claims more is not ours.
 CHUNKS_MAX = 512
-# Longer than the store's own timeouts, so that it ends before its holder only if that died.
+# Longer than one silence of the store may be. While a holder's load takes longer, another process may load, too.
 LOCK_S = 30
 
 

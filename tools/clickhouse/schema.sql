@@ -30,7 +30,7 @@ CREATE TABLE IF NOT EXISTS delivery_log
     reasons Map(String, UInt32)
 )
 -- Views and clicks of the same id, time and host are one. So are answers of the same id and hour, whatever their time: a
--- proxy asked again, and the browser got the last. Until parts are merged, FINAL sees to that.
+-- proxy asked again. The one inserted last stays. Until parts are merged, FINAL sees to that.
 ENGINE = ReplacingMergeTree
 PARTITION BY toYYYYMM(toDateTime(time))
 ORDER BY (intDiv(toInt64(time), 3600), type, placement, id, if(type IN ('view', 'click'), time, 0), host);
