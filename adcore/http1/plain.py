@@ -59,10 +59,11 @@ class KnownLines(dict[bytes, Known]):
         """Do so if it came before and is not too long; whether that was done."""
         if len(raw) > KNOWN_BYTES_MAX:
             return False
+        newcomers = self._newcomers
         number = hash(raw)
-        place = number % NEWCOMERS
-        if self._newcomers[place] != number:
-            self._newcomers[place] = number
+        place = number % len(newcomers)
+        if newcomers[place] != number:
+            newcomers[place] = number
             return False
         if len(self) >= KNOWN_MAX:
             self.clear()

@@ -11,17 +11,16 @@ from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
-import msgspec
 import pytest
 
 from adcore.core.calendar import Calendar
-from adcore.deliverylog.record import FORMS, AnyRecord, Impression, Unfilled
+from adcore.deliverylog.record import FORMS, AnyRecord
 from adcore.sources import open_store
 from adcore.sources.results import RESULT_KEYS, RESULT_NUMBERS
 from adcore.sources.sqlstore import split_statements
 from adtools.collect import Collector
 from tests.process import ROOT, environment
-from tests.tools.traffic import START, traffic
+from tests.tools.traffic import START, asked_again, traffic
 
 FOLDER = ROOT / "tools" / "clickhouse"
 SCHEMA = split_statements((FOLDER / "schema.sql").read_text())
@@ -82,13 +81,9 @@ def write(path: Path, records: list[AnyRecord]) -> Path:
     return path
 
 
-def asked_again(records: list[AnyRecord]) -> list[AnyRecord]:
-    """The records, with a second answer 1.5 s after each seventh one, of which the proxy heard nothing."""
-    again = [
-        msgspec.structs.replace(record, time=record.time + 1.5)
-        for record in records[::7]
-        if isinstance(record, Impression | Unfilled) and record.time % 3600 < 3598
-    ]
+def with_some_asked_again(records: list[AnyRecord]) -> list[AnyRecord]:
+    """Some answers have a second one, within their hour."""
+    again = asked_again((record for record in records[::7] if record.time % 3600 < 3598), 1.5)
     assert len(again) > len(records) / 20
     return sorted([*records, *again], key=lambda record: record.time)
 
@@ -98,9 +93,8 @@ def asked_again(records: list[AnyRecord]) -> list[AnyRecord]:
     [("UTC", 3600.0), ("Asia/Tokyo", 600.0), ("Asia/Kolkata", 0.0), ("America/New_York", 86_400.0)],
 )
 def test_the_same_log_gives_the_same_report(tmp_path: Path, zone: str, window_s: float) -> None:
-    logs = [
-        write(tmp_path / f"h{n}.log", asked_again(traffic(1500, n, span_s=90_000.0, host=f"h{n}"))) for n in range(2)
-    ]
+    hosts = [with_some_asked_again(traffic(1500, n, span_s=90_000.0, host=f"h{n}")) for n in range(2)]
+    logs = [write(tmp_path / f"h{n}.log", records) for n, records in enumerate(hosts)]
     span: dict[str, object] = {"since": 0, "until": 4e9, "zone": zone}
     of_views = {**span, "window_s": window_s}
     schema: list[Statement] = [(statement, {}) for statement in SCHEMA]

@@ -31,7 +31,7 @@ from tests.inventories import campaign, document
 from tests.process import PATIENCE_S, adctl, environment, wait_for
 from tests.services import MariaDB
 from tests.services import mariadb as mariadb_service
-from tests.tools.traffic import START, Count, count, traffic
+from tests.tools.traffic import START, Count, asked_again, count, traffic
 
 
 @pytest.fixture(params=["sqlite", "mariadb"])
@@ -293,7 +293,7 @@ def test_a_click_counts_once_whichever_host_and_process_tells_of_it(url: str, tm
 def test_an_answer_that_a_proxy_asked_for_twice_counts_once(url: str, tmp_path: Path) -> None:
     """Its records have the same id and different times, in the same file or another worker's."""
     records = traffic(300, 7)
-    again = [msgspec.structs.replace(one, time=one.time + 0.5) for one in records[:40] if isinstance(one, Answer)]
+    again = asked_again(records[:40], 0.5)
     write(tmp_path / "a.log", [*records[:40], *again, *records[40:]])
     write(tmp_path / "b.log", again, "json")
     collect(url, tmp_path / "a.log", tmp_path / "b.log")

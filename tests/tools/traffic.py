@@ -7,7 +7,9 @@ from datetime import datetime
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from adcore.deliverylog.record import AnyRecord, Click, Impression, Unfilled, View, type_of
+import msgspec
+
+from adcore.deliverylog.record import Answer, AnyRecord, Click, Impression, Unfilled, View, type_of
 
 START = 1_800_000_000.0
 ANSWER: dict[str, Any] = {
@@ -54,6 +56,11 @@ def traffic(count: int, seed: int, *, span_s: float = 7200.0, host: str = "h") -
             shown.append(Impression(**common, **visitor, **ANSWER, **names, **ad))
             records.append(shown[-1])
     return records
+
+
+def asked_again(records: Iterable[AnyRecord], after_s: float) -> list[AnyRecord]:
+    """The answers among them once more and that much later: a proxy asked again, since it had heard nothing."""
+    return [msgspec.structs.replace(one, time=one.time + after_s) for one in records if isinstance(one, Answer)]
 
 
 Count = dict[str, dict[tuple[Any, ...], int]]
