@@ -29,9 +29,11 @@ from adcore.settings import (
     LAST_GOOD_FILE,
     NETWORKS,
     ORIGINS,
+    PEERS,
     SECTIONS,
     SETTINGS,
     Network,
+    Peer,
     Setting,
 )
 from adcore.sources import check_url, sqlite_path
@@ -63,6 +65,8 @@ class Config:
     time_zone: zoneinfo.ZoneInfo
 
     trusted_peers: tuple[Network, ...]
+    backend_peers: tuple[Peer, ...]
+    backend_token_file: Path | None
     geoip_file: Path | None
     header_timeout: float
     idle_timeout: float
@@ -254,7 +258,7 @@ def _check_together(config: Config) -> None:
         owners[str(sqlite_path(config.source))] = _origin(config, "source")
     named: list[tuple[str, str]] = [
         (name, str(path))
-        for name in ("unix", "log", "secret_file", "pid_file", "geoip_file")
+        for name in ("unix", "log", "secret_file", "backend_token_file", "pid_file", "geoip_file")
         if (path := getattr(config, name)) is not None
     ]
     if config.listener in ("tcp", "default") and config.port:
@@ -301,7 +305,7 @@ def argument_parser() -> argparse.ArgumentParser:
             text = f"{setting.help} ({_default_text(setting)})".replace("%", "%%")
             if setting.kind is BOOLEAN:
                 group.add_argument(setting.flag, action=argparse.BooleanOptionalAction, help=text)
-            elif setting.kind in (NETWORKS, ORIGINS):
+            elif setting.kind in (NETWORKS, ORIGINS, PEERS):
                 group.add_argument(setting.flag, metavar=setting.kind.metavar, action=_Join, help=text)
             else:
                 group.add_argument(setting.flag, metavar=setting.kind.metavar, help=text)

@@ -20,6 +20,7 @@ from hashlib import blake2b
 from ipaddress import ip_address
 from itertools import count, islice
 
+from adcore.backends import Backends, find_proxy_mark
 from adcore.config import Config
 from adcore.core.adtable import Ad, AdTable
 from adcore.core.agents import parse_user_agent
@@ -32,7 +33,7 @@ from adcore.counters import Counters
 from adcore.deliverylog.queue import RecordQueue
 from adcore.deliverylog.record import Unfilled
 from adcore.http1.request import Request
-from adcore.query import Query, QueryError, Visitor
+from adcore.query import Query, Visitor
 from adcore.render import CompiledDecision
 from adcore.state import State
 from adcore.tokens import COOKIE_PREFIX, FrequencyCookies, KeyRing, Tokens
@@ -169,13 +170,16 @@ class Delivery:
         country_of: Callable[[str], str] | None,
         host: str,
         impression_ids: Iterator[bytes],
+        backends: Backends | None = None,
     ) -> None:
+        """Without `backends`, those that the configuration names are told by their address alone."""
         self.state = state
         self.tokens = Tokens(keyring, config.token_lifetime)
         self._cookies = FrequencyCookies(keyring, secure=config.cookie_secure)
         self._user_key = keyring.derive(b"adcore user")
         self._public_url = config.public_url
         self._trusted_peers = config.trusted_peers
+        self._backends = backends or Backends(config.backend_peers)
         self._nearest_stranger = lru_cache(FORWARDED_MAX)(self._find_nearest_stranger)
         self.calendar = calendar
         self.queue = queue
@@ -200,7 +204,7 @@ class Delivery:
         """What the records of a table share."""
 
     def fill(self, table: AdTable, request: Request, query: Query, slots: Sequence[Slot]) -> Page:
-        """Decide every slot, and unless the request is a HEAD keep what was decided. Raises QueryError."""
+        """Decide every slot, and unless the request is a HEAD keep what was decided. Raises BackendError."""
         now = request.time
         state = self.state
         if table is not self._table:
@@ -348,9 +352,9 @@ class Delivery:
         return network
 
     def _described(self, request: Request, visitor: Visitor) -> tuple[Profile, Network]:
-        """The visitor that a server-side caller speaks of, with the request's own headers for what it leaves out."""
-        if (visitor.ip is not None or visitor.country is not None) and not request.trusted:
-            raise QueryError("visitor.ip and visitor.country are taken from trusted peers only")
+        """The visitor that a backend describes, with the request's own headers for what it leaves out. Raises
+        BackendError."""
+        self._backends.check(request)
         profile, network = self._who(request)
         address: str | bytes = self._client_ip(request)
         if visitor.ip is not None:
@@ -361,7 +365,8 @@ class Delivery:
             return request.headers.get(name, b"").decode("latin-1")
 
         country = visitor.country
-        if country is None and request.trusted and b"x-country" in request.headers:
+        # A proxy in between (a token holds there too) says where the backend is.
+        if country is None and request.trusted and b"x-country" in request.headers and not find_proxy_mark(request):
             country = header(b"x-country")
         if country is not None:
             country = parse_country(country)

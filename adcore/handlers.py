@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from adcore.backends import BackendError
 from adcore.config import Config
 from adcore.core.adtable import AdTable
 from adcore.delivery import Delivery, Profile, Slot, make_slots
@@ -140,6 +141,8 @@ class Handlers:
             filled, refusals, cookies = self.delivery.fill(table, request, query, slots)
         except QueryError as error:
             return _error(400, str(error))
+        except BackendError as error:
+            return _error(403, str(error))
         if not filled:
             headers = [NO_STORE, NOSNIFF, *self._cors(request), *_set(cookies)]
             return respond(204, headers=[*headers, ("X-No-Ad", refusals[0].reason)])

@@ -27,6 +27,7 @@ import uvloop
 
 from adcore import __version__, errorlog
 from adcore.acceptor import Acceptor
+from adcore.backends import Backends
 from adcore.bank import Places, TallyProcess
 from adcore.collector import Collector
 from adcore.config import Config, reload_config
@@ -388,6 +389,7 @@ class Server:
             country_of=country_of,
             host=socket.gethostname(),
             impression_ids=self.ids,
+            backends=Backends.load(config.backend_peers, config.backend_token_file),
         )
         return Handlers(config, delivery)
 

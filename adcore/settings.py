@@ -17,11 +17,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from os.path import normpath
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from adcore.listen import UnixAddress, parse_address, unix_path_problem
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+UNIX: Literal["unix"] = "unix"
+Peer = Network | Literal["unix"]
+"""Where a connection comes from: a network, or any unix socket."""
 
 # What the server keeps in its state directory besides what settings name.
 COUNTS_FILE = "counts.json"
@@ -195,6 +198,16 @@ def _networks(raw: Any, _: Path) -> tuple[Network, ...]:
     return tuple(dict.fromkeys(found))
 
 
+def _peers(raw: Any, base: Path) -> tuple[Peer, ...]:
+    items = re.split(r"[,\s]+", raw.strip()) if isinstance(raw, str) else raw
+    if not (isinstance(items, list) and all(isinstance(item, str) for item in items)):
+        raise ValueError(f'must be a list of networks and "unix", like ["unix", "10.0.0.0/8"], not {raw!r}')
+    found: list[Peer] = []
+    for item in filter(None, items):
+        found += (UNIX,) if item == UNIX else _networks(item, base)
+    return tuple(dict.fromkeys(found))
+
+
 def _origins(raw: Any, _: Path) -> tuple[str, ...]:
     items = re.split(r"[,\s]+", raw.strip()) if isinstance(raw, str) else raw
     if not (isinstance(items, list) and all(isinstance(item, str) for item in items)):
@@ -268,6 +281,7 @@ HOST = Kind("HOST", _host)
 ADDRESS = Kind("unix:PATH|HOST:PORT", _address)
 SERVICE_ADDRESS = Kind("unix:PATH|HOST:PORT", _service_address)
 NETWORKS = Kind("CIDR,CIDR", _networks, _toml_list)
+PEERS = Kind("unix,CIDR", _peers, _toml_list)
 ORIGINS = Kind("ORIGIN,ORIGIN", _origins, _toml_list)
 ZONE = Kind("NAME", _zone)
 KEY_PREFIX = Kind("TEXT", _key_prefix)
@@ -382,6 +396,21 @@ SECTIONS: dict[str, tuple[Setting, ...]] = {
             (),
             "networks whose X-Forwarded-For, X-Real-IP and X-Country are believed",
             "anyone else could forge them; the unix socket is always trusted",
+        ),
+        Setting(
+            "backend_peers",
+            PEERS,
+            (UNIX, ipaddress.IPv4Network("127.0.0.0/8"), ipaddress.IPv6Network("::1/128")),
+            "networks, and unix for the unix socket, whose POST may describe a visitor",
+            "by default those of this host; what comes through a proxy, from any peer, never may: visitors send it",
+        ),
+        Setting(
+            "backend_token_file",
+            EXISTING_FILE,
+            None,
+            "tokens, one a line, with which a POST from anywhere may describe a visitor",
+            "for backends of other hosts, which send one as Authorization: Bearer over TLS; openssl rand -base64 32 "
+            "makes one",
         ),
         Setting(
             "geoip_file",

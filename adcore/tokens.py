@@ -84,7 +84,9 @@ class KeyRing:
     def load(cls, path: Path) -> "KeyRing":
         """Raises FileNotFoundError when there is no file, StartError when it cannot be used."""
         try:
-            text = _read_secret(path)
+            text = read_private_file(
+                path, "--secret-file", "remove it to have a new one made, or put a new key in it"
+            )
         except FileNotFoundError:
             raise
         except OSError as error:
@@ -114,21 +116,20 @@ class KeyRing:
         return {key_id: Signer(key, purpose) for key_id, key in self.keys.items()}
 
 
-def _read_secret(path: Path) -> str:
+def read_private_file(path: Path, setting: str, remedy: str) -> str:
+    """The text of the file that a setting names and that holds secrets. Raises OSError, and StartError for one that every
+    user may read, with the remedy for that."""
     # Without O_NONBLOCK opening a pipe would wait for its writer.
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     with os.fdopen(fd, "rb") as file:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
-            raise StartError(f"{path} is not a file; --secret-file wants one")
+            raise StartError(f"{path} is not a file; {setting} wants one")
         if status.st_mode & stat.S_IRWXO:
-            raise StartError(
-                f"{path} is open to everybody on this machine: remove it to have a new one made, or put a "
-                f"new key in it and chmod 640 {path}"
-            )
+            raise StartError(f"{path} is open to everybody on this machine: {remedy} and chmod 640 {path}")
         data = file.read(SECRET_FILE_BYTES_MAX + 1)
     if len(data) > SECRET_FILE_BYTES_MAX:
-        raise StartError(f"{path} is too long to be a secret file: lines of KEYID:HEX")
+        raise StartError(f"{path} is longer than {SECRET_FILE_BYTES_MAX} bytes; {setting} wants a few short lines")
     # Latin-1 takes any byte, and no line with a byte past ASCII in its key is a good one.
     return data.decode("latin-1")
 
