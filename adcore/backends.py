@@ -112,5 +112,7 @@ def _read_tokens(path: Path) -> list[str]:
             )
         tokens.append(line)
     if not tokens:
-        raise StartError(f"{path} has no token; write one (`openssl rand -base64 32`) or leave out --backend-token-file")
+        raise StartError(
+            f"{path} has no token; write one (`openssl rand -base64 32`) or leave out --backend-token-file"
+        )
     return tokens

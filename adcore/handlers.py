@@ -16,6 +16,7 @@ from adcore.core.adtable import AdTable
 from adcore.delivery import Delivery, Profile, Slot, make_slots
 from adcore.deliverylog.record import Click, View
 from adcore.demo import Demo
+from adcore.fetchmetadata import CORS, is_navigation, is_unseen
 from adcore.http1.request import Request, RequestLine
 from adcore.http1.response import Response, respond
 from adcore.query import Query, QueryError, parse_body, parse_query
@@ -24,6 +25,9 @@ from adcore.tokens import Token, TokenError
 
 NO_STORE = ("Cache-Control", "no-store")
 NOSNIFF = ("X-Content-Type-Options", "nosniff")
+UNSEEN = (
+    "no page can show this answer: fetch it from a page that is not in a sandbox, not as an image, script or prefetch"
+)
 # Distinct request lines kept with what they ask for; far more than a site has pages and slots.
 ASKED_MAX = 4096
 # Lengths of answers whose heads are kept: every creative has its own.
@@ -134,6 +138,10 @@ class Handlers:
         table = self.state.table
         if table is None:
             return _error(503, "no ad table yet", ("Retry-After", "1"))
+        headers = request.headers
+        # Nothing more is done for a page of this host, and for a backend. (Two looks: 1 % of a request.)
+        if (b"origin" in headers or headers.get(b"sec-fetch-mode", CORS) != CORS) and is_unseen(headers, framed=False):
+            return _error(403, UNSEEN)
         query, slots = asked.query, asked.slots
         try:
             if query is None:
@@ -144,8 +152,8 @@ class Handlers:
         except BackendError as error:
             return _error(403, str(error))
         if not filled:
-            headers = [NO_STORE, NOSNIFF, *self._cors(request), *_set(cookies)]
-            return respond(204, headers=[*headers, ("X-No-Ad", refusals[0].reason)])
+            fields = [NO_STORE, NOSNIFF, *self._cors(request), *_set(cookies)]
+            return respond(204, headers=[*fields, ("X-No-Ad", refusals[0].reason)])
         if query.single:
             answer, impression_id, token = filled[0]
             body = answer.json(impression_id, token)
@@ -154,13 +162,15 @@ class Handlers:
             body = b'{"decisions":[' + b",".join(bodies) + b"]}"
         if not cookies and not self.cors_origins:
             return Response(200, self._heads.get(len(body)) or self._make_head(body), body)
-        headers = [NO_STORE, NOSNIFF, *self._cors(request), *_set(cookies)]
-        return respond(200, body, content_type="application/json", headers=headers)
+        fields = [NO_STORE, NOSNIFF, *self._cors(request), *_set(cookies)]
+        return respond(200, body, content_type="application/json", headers=fields)
 
     def frame(self, request: Request, asked: Asked) -> Response:
         table = self.state.table
         if table is None:
             return _error(503, "no ad table yet", ("Retry-After", "1"))
+        if is_unseen(request.headers, framed=True):
+            return _error(403, UNSEEN)
         try:
             query, slots = self._query(request, asked)
             if not query.single:
@@ -190,7 +200,7 @@ class Handlers:
         if creative.landing_url is None:
             return _error(404, "this ad leads nowhere")
         now = request.time
-        if request.line.method != b"HEAD":
+        if request.line.method != b"HEAD" and is_navigation(request.headers):
             if self.state.clicks.first(token.impression_id, now):
                 profile, ip = self.delivery.visit(request)
                 self.queue.put(Click(**self._event(table, token, campaign.id, profile, ip, now)))

@@ -1,7 +1,8 @@
 """A creative in its placement, compiled once: then an answer is a join around an id and a token.
 
 Every field is escaped for the place it lands in: JSON that may also stand inside a <script>, HTML text, an
-attribute. Only the `html` of an html creative goes out as it is, in a document whose policy sandboxes it.
+attribute. Only the `html` of an html creative runs as it is: in a sandboxed frame of its own, within a document of
+ours. That frame keeps its sandbox wherever the creative leads it; a sandbox of the document alone would end there.
 
 Pure: knows nothing of requests or the table.
 """
@@ -22,8 +23,7 @@ Headers = tuple[tuple[str, str], ...]
 
 # Reports the view by the MRC's rule for display ads: half of the pixels in a visible tab for one second,
 # once. It finds its URL in an attribute, so that the script itself is always the same and the policy can
-# allow it by its hash. Where an image may go and a request may not (a stricter policy of the creative's own),
-# an image goes; the server counts one.
+# allow it by its hash. Where an image may go and a request may not, an image goes; the server counts one.
 _BEACON = (
     "(function(){var d=document,b=d.body,u=b.getAttribute('data-view'),r=0,t,o;"
     "if(!window.IntersectionObserver)return;"
@@ -40,8 +40,13 @@ _STYLE = (
     "a:focus-visible{outline:2px solid;outline-offset:-2px}img{display:block;max-width:100%;max-height:100%}"
     ".words{padding:8px 12px;border:1px solid #8886}.words img{max-height:50%}strong,span{display:block}"
 )
-# The tag's srcdoc frames start with the same two lines: no margin, and links that leave the frame.
-_HEAD_THEIRS = '<base target="_blank"><style>html,body{margin:0;height:100%}</style>'
+# Around the frame of an html creative: all the room there is.
+_STYLE_AROUND = "html,body{margin:0;height:100%;overflow:hidden}iframe{display:block;border:0;width:100%;height:100%}"
+# What an html creative may: run scripts, and open windows at a click, which are no longer in the sandbox. Not: another
+# page in place of the one around it, our origin and its cookies, forms, dialogs, downloads. tag.js has the same.
+_SANDBOX = "allow-scripts allow-popups allow-popups-to-escape-sandbox"
+# The tag's srcdoc frames start with the same lines: no margin, and links that leave the frame.
+_HEAD_THEIRS = '<!DOCTYPE html><base target="_blank"><style>html,body{margin:0;height:100%}</style>'
 
 
 def _hash(text: str) -> str:
@@ -54,9 +59,10 @@ _OURS = (
     f"default-src 'none'; img-src http: https: data:; style-src {_hash(_STYLE)}; "
     f"script-src {_hash(_BEACON)}; connect-src 'self'{{here}}; {_EVERYWHERE}"
 )
-# The markup of an html creative is the advertiser's: an origin of its own, without the page's or our cookies.
+# The markup of an html creative is the advertiser's: an origin of its own, without the page's or our cookies. Its frame
+# inherits this policy; ours has the sandbox too, should the markup ever get out of its attribute.
 _THEIRS = (
-    "sandbox allow-scripts allow-popups allow-popups-to-escape-sandbox; default-src 'none'; "
+    f"sandbox {_SANDBOX}; default-src 'none'; "
     "img-src http: https: data:; media-src http: https: data:; font-src http: https: data:; "
     "style-src 'unsafe-inline' http: https:; script-src 'unsafe-inline' https:; frame-src https:; "
     f"connect-src 'self' https:{{here}}; {_EVERYWHERE}"
@@ -174,11 +180,16 @@ def _frame(placement: Placement, creative: Creative, public: str) -> Pieces:
     click_url = (f"{public}/v1/click?t=", _TOKEN)
     body: Pieces
     if creative.format == "html":
-        head = _HEAD_THEIRS
-        # What the advertiser wrote around the macro is theirs; the URL needs no escaping in an attribute or a
-        # string.
-        first, *rest = (creative.html or "").split("{click_url}")
-        body = (first, *(piece for after in rest for piece in (*click_url, after)))
+        head = f"<style>{_STYLE_AROUND}</style>"
+        # What the advertiser wrote around the macro is theirs. A document within an attribute is escaped once more.
+        first, *rest = (escape(part) for part in (creative.html or "").split("{click_url}"))
+        click_url = (f"{escape(public)}/v1/click?t=", _TOKEN)
+        body = (
+            f'<iframe sandbox="{_SANDBOX}" title="{_NAME}" srcdoc="{escape(_HEAD_THEIRS)}',
+            first,
+            *(piece for after in rest for piece in (*click_url, after)),
+            '"></iframe>',
+        )
     else:
         head = f"<style>{_STYLE}</style>"
         classes, inner = ("", _image(placement, creative)) if creative.format == "image" else _words(creative)
@@ -192,7 +203,6 @@ def _frame(placement: Placement, creative: Creative, public: str) -> Pieces:
         _ID,
         f'" data-view="{public}/v1/view?t=',
         _TOKEN,
-        # Before the advertiser's markup, where nothing left open in it can swallow the script.
         f'"><script>{_BEACON}</script>',
         *body,
         "</body></html>",

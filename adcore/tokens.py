@@ -84,9 +84,7 @@ class KeyRing:
     def load(cls, path: Path) -> "KeyRing":
         """Raises FileNotFoundError when there is no file, StartError when it cannot be used."""
         try:
-            text = read_private_file(
-                path, "--secret-file", "remove it to have a new one made, or put a new key in it"
-            )
+            text = read_private_file(path, "--secret-file", "remove it to have a new one made, or put a new key in it")
         except FileNotFoundError:
             raise
         except OSError as error:
@@ -117,8 +115,8 @@ class KeyRing:
 
 
 def read_private_file(path: Path, setting: str, remedy: str) -> str:
-    """The text of the file that a setting names and that holds secrets. Raises OSError, and StartError for one that every
-    user may read, with the remedy for that."""
+    """The text of the file of secrets that a setting names. Raises OSError, and StartError for one that every user may
+    read, with the remedy for that."""
     # Without O_NONBLOCK opening a pipe would wait for its writer.
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     with os.fdopen(fd, "rb") as file:
