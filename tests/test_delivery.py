@@ -589,6 +589,9 @@ def test_a_newcomer_gets_the_sample_inventory(tmp_path: Path) -> None:
     assert (ROOT / "adcore/sample_inventory.json").exists()
 
 
+NO_BACKENDS = ("--backend-peers", "unix,10.0.0.0/8")
+
+
 def test_untrusted_peers_cannot_say_who_they_are(tmp_path: Path) -> None:
     source = store(tmp_path, campaign("a", targeting={"countries": ["JP"]}))
     with socket.socket() as probe:
@@ -596,13 +599,16 @@ def test_untrusted_peers_cannot_say_who_they_are(tmp_path: Path) -> None:
         port = probe.getsockname()[1]
     claims = {"X_Country": "JP", "X_Real_IP": "198.51.100.7", "X_Forwarded_For": "198.51.100.8"}
     for trusted, status in (([], 204), (["--trusted-peers", "127.0.0.0/8"], 200)):
-        server = Adcore(tmp_path / f"state{status}", "--source", source, "--port", str(port), *trusted)
+        # Who proxies for visitors is not who describes them.
+        server = Adcore(tmp_path / f"state{status}", "--source", source, "--port", str(port), *trusted, *NO_BACKENDS)
         server.address = f"127.0.0.1:{port}"
         try:
             server.wait_until_ready()
             assert ask(server.address, "/v1/decision?placement=side", "GET", None, **claims).status == status
             body = json.dumps({"placement": "side", "visitor": {"country": "JP"}}).encode()
-            assert server.ask("/v1/decision", "POST", body).status == (200 if status == 200 else 400)
+            described = server.ask("/v1/decision", "POST", body)
+            assert described.status == 403
+            assert "--backend-peers" in described.json()["error"]
             assert server.stop() == 0
         finally:
             server.process.kill()
