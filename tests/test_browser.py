@@ -66,7 +66,7 @@ attempt("top", function () {{ top.location.href = "http://127.0.0.1:9/evil"; }})
 attempt("cookie", function () {{ return document.cookie; }});
 attempt("storage", function () {{ return localStorage; }});
 attempt("frame", function () {{ return frameElement || undefined; }});
-parent.postMessage("html " + self.origin + " can:" + can.join(), "*");
+top.postMessage("html " + self.origin + " can:" + can.join(), "*");
 </script>"""
 
 

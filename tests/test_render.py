@@ -234,17 +234,39 @@ def test_the_policy_of_our_frames_allows_our_script_and_style_alone(format: Form
     assert document.attributes["a"]["href"] == f"{PUBLIC}/v1/click?t={TOKEN}"
 
 
-def test_html_is_sent_as_it_is_into_a_sandbox() -> None:
-    html = '<a href="{click_url}">a</a><script>open("{click_url}")</script>\x01{click}<!-- \x02 left open'
+SANDBOX = ["allow-scripts", "allow-popups", "allow-popups-to-escape-sandbox"]
+
+
+def test_html_is_sent_as_it_is_into_a_sandboxed_frame() -> None:
+    html = '<a href="{click_url}">a</a><script>open("{click_url}")</script>\x01{click}&quot;&amp;<!-- \x02 left open'
     one = creative("html", html=html, landing_url=None)
-    body = CompiledDecision(TOP, "spring", one, PUBLIC).frame(ID.encode(), TOKEN.encode()).decode()
+    document = framed(one, PUBLIC)
+    frame = document.attributes["iframe"]
     click_url = f"{PUBLIC}/v1/click?t={TOKEN}"
-    assert html.replace("{click_url}", click_url) + "</body></html>" in body
-    assert body.index("IntersectionObserver") < body.index(html[:9]), "what is left open can swallow the beacon"
+    source = frame["srcdoc"] or ""
+    assert source.endswith("</style>" + html.replace("{click_url}", click_url))
+    assert source.startswith('<!DOCTYPE html><base target="_blank">')
+    assert (frame["sandbox"] or "").split() == SANDBOX
+    assert document.attributes["body"] == {"data-impression": ID, "data-view": f"{PUBLIC}/v1/view?t={TOKEN}"}
+    assert "IntersectionObserver" in document.texts["script"]
     allowed = policy(one, PUBLIC)
-    assert allowed["sandbox"] == ["allow-scripts", "allow-popups", "allow-popups-to-escape-sandbox"]
+    assert allowed["sandbox"] == SANDBOX
     assert allowed["script-src"] == ["'unsafe-inline'", "https:"]
     assert (allowed["base-uri"], allowed["form-action"]) == (["'none'"], ["'none'"])
+
+
+@given(hostile, hostile)
+@settings(max_examples=200, deadline=None)
+def test_no_markup_leaves_the_frame_of_an_html_creative(before: str, after: str) -> None:
+    plain, document = framed(creative("html", html="x")), framed(creative("html", html=f"{before}{{click_url}}{after}"))
+    frame, plain_frame = document.attributes.pop("iframe"), plain.attributes.pop("iframe")
+    assert (document.tags, document.texts, document.attributes) == (plain.tags, plain.texts, plain.attributes)
+    assert frame.keys() == plain_frame.keys() == {"sandbox", "title", "srcdoc"}
+    assert (frame["sandbox"] or "").split() == SANDBOX
+
+
+def test_the_tag_puts_html_into_the_same_sandbox() -> None:
+    assert f'"sandbox", "{" ".join(SANDBOX)}"'.encode() in tag_js()
 
 
 def test_without_a_public_url_links_are_relative() -> None:
