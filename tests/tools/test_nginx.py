@@ -134,6 +134,111 @@ def test_doubled_lies_are_believed_neither_through_nginx_nor_around_it(tmp_path:
             assert record["ip"] == "", "two addresses are none"
 
 
+# Who a visitor is, as only a backend may say it.
+STRANGER = {"user_agent": "Mozilla/5.0 (iPhone)", "accept_language": "ja", "ip": "8.8.8.8", "country": "US"}
+DESCRIPTIONS = [
+    *({name: value} for name, value in STRANGER.items()),
+    STRANGER,
+    *({name: None} for name in STRANGER),
+    {},
+]
+# What might take away the marks that nginx leaves, or say where a request comes from in another way.
+DISGUISES = [
+    [],
+    *([lie] for lie in LIES),
+    [("Connection", "close, X-Real-IP, X-Forwarded-For")],
+    [("X-Real-IP", "")],
+    [("X-Forwarded-For", "")],
+    [("X-Real-IP", "127.0.0.1"), ("X-Forwarded-For", "127.0.0.1")],
+    [("Host", "localhost")],
+    [("Authorization", "Bearer " + "x" * 44)],
+    [("Authorization", "Basic eDp4")],
+    [("X-HTTP-Method-Override", "GET")],
+    [("Content-Type", "application/json")],
+]
+
+
+def send(
+    address: str, method: str, target: str, body: bytes, lines: list[tuple[str, str]], version: str = "1.1"
+) -> int:
+    """A request with these header lines as they are, from 127.0.0.2; the status of its answer."""
+    host, port = address.split(":")
+    fields = "".join(f"{name}: {value}\r\n" for name, value in lines)
+    if not any(name == "Host" for name, _ in lines):
+        fields += "Host: a\r\n"
+    if not any(name == "Connection" for name, _ in lines):
+        fields += "Connection: close\r\n"
+    head = f"{method} {target} HTTP/{version}\r\n{fields}Content-Length: {len(body)}\r\n\r\n"
+    with socket.create_connection((host, int(port)), PATIENCE_S, ("127.0.0.2", 0)) as sock:
+        sock.sendall(head.encode() + body)
+        return int(sock.recv(12).split()[1])
+
+
+def test_a_visitor_describes_no_visitor_through_nginx_in_any_field_method_or_disguise(tmp_path: Path) -> None:
+    address = free_address()
+    with (
+        serving(tmp_path / "state") as server,
+        services.nginx(tmp_path / "nginx", tmp_path / "state" / "ad.sock", address, countries=COUNTRIES),
+    ):
+        for visitor in DESCRIPTIONS:
+            body = json.dumps({"placement": "top", "visitor": visitor}).encode()
+            for lines in DISGUISES:
+                assert send(address, "POST", "/v1/decision", body, lines) == 403, (visitor, lines)
+            assert send(address, "POST", "/v1/decision", body, [], "1.0") == 403
+        body = json.dumps({"placement": "top", "visitor": STRANGER}).encode()
+        fields = "&".join(f"visitor.{name}={value}&{name}={value}" for name, value in STRANGER.items()).replace(
+            " ", "+"
+        )
+        statuses = {
+            method: send(address, method, f"/v1/{path}?placement=top&{fields}", body, [])
+            for path in ("decision", "frame")
+            for method in ("GET", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS")
+        }
+        assert statuses == {"GET": 200, "HEAD": 200, "PUT": 405, "PATCH": 405, "DELETE": 405, "OPTIONS": 405}
+        for path in ("/ping", "/v1/../ping", "/v1/decision/../../ping"):
+            assert send(address, "POST", path, body, []) in (404, 405)
+        # Without a description all is as ever; null is none.
+        for said in ({"placement": "top"}, {"placement": "top", "visitor": None}):
+            assert send(address, "POST", "/v1/decision", json.dumps(said).encode(), []) == 200
+        assert server.stop() == 0
+        records = server.records()
+    assert len(records) == 4
+    assert {(r["ip"], r["country"], r["device"], tuple(r["languages"])) for r in records} == {
+        ("127.0.0.0", "JP", "other", ())
+    }
+
+
+def test_a_backend_describes_its_visitors_beside_nginx_on_the_socket_and_with_a_token_through_it(
+    tmp_path: Path,
+) -> None:
+    address = free_address()
+    tokens = tmp_path / "tokens"
+    good, other = "x" * 43 + "=", "y" * 44
+    tokens.write_text(f"# of the shop\n{good}\n\n{other}\n")
+    tokens.chmod(0o640)
+    body = json.dumps({"placement": "top", "visitor": {**STRANGER, "country": None}}).encode()
+    with (
+        serving(tmp_path / "state", "--backend-token-file", str(tokens)) as server,
+        services.nginx(tmp_path / "nginx", tmp_path / "state" / "ad.sock", address, countries=COUNTRIES),
+    ):
+        assert server.ask("/v1/decision", "POST", body).status == 200
+        for token in (good, other):
+            assert send(address, "POST", "/v1/decision", body, [("Authorization", f"Bearer {token}")]) == 200
+            assert send(address, "POST", "/v1/decision", body, [("authorization", f"bearer  {token}")]) == 200
+        wrong = [good[:-1], good + "=", good.upper(), f"{good},{other}", "", "# of the shop"]
+        for token in wrong:
+            assert send(address, "POST", "/v1/decision", body, [("Authorization", f"Bearer {token}")]) == 403
+        twice = [("Authorization", f"Bearer {good}"), ("Authorization", f"Bearer {other}")]
+        assert send(address, "POST", "/v1/decision", body, twice) in (400, 403)
+        assert server.stop() == 0
+        records = server.records()
+    # The country that nginx sees is that of the backend.
+    assert {(r["ip"], r["country"], r["device"], r["languages"][0]) for r in records} == {
+        ("8.8.8.0", "", "mobile", "ja")
+    }
+    assert len(records) == 5
+
+
 @pytest.mark.parametrize("path", ["/status", "/metrics", "/version", "/profile", "/explain?placement=top", "/", "/v2/"])
 @pytest.mark.parametrize("prefix", ["", "/v1/..", "/v1/%2e%2e", "//v1//.."])
 def test_what_operators_ask_is_not_answered_outside(front: tuple[str, str], prefix: str, path: str) -> None:
@@ -386,7 +491,7 @@ def test_killed_workers_cost_no_impression_and_no_answer_and_make_none_two(tmp_p
 
 
 class Origin(ThreadingHTTPServer):
-    """Gives one image under every path: `version` of it, fresh for a second. `gate` holds its answers back."""
+    """Gives one image under every path: `version` of it, fresh for `fresh_s`. `gate` holds its answers back."""
 
     daemon_threads = True
     request_queue_size = 128
@@ -394,6 +499,7 @@ class Origin(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), OriginHandler)
         self.version = 1
+        self.fresh_s = 1
         self.gate = threading.Event()
         self.gate.set()
         self.asked: list[tuple[str, dict[str, str]]] = []
@@ -423,7 +529,7 @@ class OriginHandler(BaseHTTPRequestHandler):
         self.send_response(304 if same else 200)
         self.send_header("ETag", etag)
         self.send_header("Last-Modified", f"Sun, 0{origin.version} Nov 2026 00:00:00 GMT")
-        self.send_header("Cache-Control", "max-age=1")
+        self.send_header("Cache-Control", f"max-age={origin.fresh_s}")
         self.send_header("Set-Cookie", "origin=1")
         if not same:
             self.send_header("Content-Length", str(len(body)))
@@ -509,6 +615,77 @@ def test_an_old_image_is_served_when_the_origin_is_gone(tmp_path: Path) -> None:
         origin.close()
         wait_for(lambda: image(address) == ("STALE", b"image 1"))
         assert ask(address, "/creatives/other.png").status == 502
+
+
+# Pairs that are two images to the origin, and have been one to caches.
+APART = [
+    ("/creatives/a.png%3Fx", "/creatives/a.png?x"),
+    ("/creatives/a.png%3fx=1", "/creatives/a.png?x=1"),
+    ("/creatives/a.png%3Fx?y", "/creatives/a.png?x?y"),
+    ("/creatives/a%2Fb.png", "/creatives/a/b.png"),
+    ("/creatives/a%252Fb.png", "/creatives/a%2Fb.png"),
+    ("/creatives/a%23b.png", "/creatives/a"),
+    ("/creatives/a+b.png", "/creatives/a%20b.png"),
+    ("/creatives/A.png", "/creatives/a.png"),
+    ("/creatives/a.png?", "/creatives/a.png"),
+    ("/creatives/a.png?x=1&y=2", "/creatives/a.png?y=2&x=1"),
+    ("/creatives//a.png", "/creatives/a.png"),
+    ("/creatives/b/../a.png", "/creatives/a.png"),
+    ("/creatives/./a.png", "/creatives/a.png"),
+    ("/creatives/%2e/a.png", "/creatives/a.png"),
+    ("/creatives/a.png%0d%0ax:y", "/creatives/a.png"),
+    ("/creatives/a.png;x", "/creatives/a.png"),
+]
+
+
+def test_the_cache_keeps_apart_what_the_origin_does(tmp_path: Path) -> None:
+    with images(tmp_path) as (origin, address):
+        origin.fresh_s = 600
+        for one, other in APART:
+            host, port = address.split(":")
+            for target in (one, other):
+                with socket.create_connection((host, int(port)), PATIENCE_S) as sock:
+                    sock.sendall(f"GET {target} HTTP/1.0\r\n\r\n".encode())
+                    answer = b"".join(iter(lambda: sock.recv(1 << 16), b""))
+                assert b" 200 " in answer.splitlines()[0], (target, answer)
+        asked = [path for path, _ in origin.asked]
+        assert asked == list(dict.fromkeys(target for pair in APART for target in pair)), "each once, as it was sent"
+        assert ask(address, "/creatives/%00a.png").status == 400
+        for target in ("/creatives/../other", "/creatives/%2e%2e/x", "/creatives/..%2fx"):
+            assert ask(address, target).status in (400, 404)
+        assert len(origin.asked) == len(asked)
+
+
+def test_one_image_is_one_entry_whatever_else_a_visitor_says(tmp_path: Path) -> None:
+    with images(tmp_path) as (origin, address):
+        origin.fresh_s = 600
+        says = {
+            "Host": "evil.example",
+            "X-Forwarded-Host": "evil.example",
+            "X-Original-URL": "/evil",
+            "X-HTTP-Method-Override": "DELETE",
+            "Accept-Encoding": "gzip",
+            "Accept": "image/webp",
+            "Accept-Language": "xx",
+            "Range": "bytes=0-1",
+            "User-Agent": "evil",
+            "Referer": "https://evil.example/",
+            "Cookie": "a=b",
+            "Authorization": "Bearer x",
+            "X_Forwarded_Host": "evil.example",
+            "Cache-Control": "no-cache",
+        }
+        assert send(address, "HEAD", "/creatives/a.png", b"", list(says.items())) in (200, 206)
+        assert send(address, "GET", "/creatives/a.png", b"fat", [("X-A", "b")]) == 200
+        assert ask(address, "/creatives/a.png").body == b"image 1"
+        assert ask(address, "/creatives/a.png", "GET", None, Range="bytes=0-4").body == b"image 1"
+        ((path, headers),) = origin.asked
+        assert (path, headers.pop("host"), len(headers.pop("x-request-id"))) == (
+            "/creatives/a.png",
+            "img.example.net",
+            32,
+        )
+        assert headers == {}
 
 
 def test_images_are_only_read(tmp_path: Path) -> None:
