@@ -11,12 +11,14 @@ from collections.abc import Sequence
 
 from adcore import config as configuration
 from adcore.errors import AdcoreError, ConfigError, StartError
+from adcore.filemode import settle_umask
 from adcore.seat import Seat
 from adcore.version import version_text
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `adcore` with these arguments (default: the process's own) and return its exit status."""
+    settle_umask()
     # logrotate tells all that run, and these two would end a process that is only starting: they wait for its handlers.
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGHUP, signal.SIGUSR1))
     try:

@@ -15,6 +15,7 @@ import msgspec
 
 from adcore.counts import CounterState
 from adcore.errors import StartError
+from adcore.filemode import open_file, rewrite
 
 # Far above --workers and those that drain; past this something starts processes without end.
 FILES_MAX = 1024
@@ -106,7 +107,7 @@ class CounterFile:
     def save(self, kept: Kept) -> None:
         """Write the counts. Raises OSError, with the old file left in place."""
         aside = self.path.with_suffix(".new")
-        with aside.open("wb") as file:
+        with rewrite(aside) as file:
             file.write(msgspec.json.encode(kept))
             file.flush()
             os.fsync(file.fileno())
@@ -121,7 +122,7 @@ class CounterFile:
 def _lock(path: Path) -> int | None:
     """A descriptor that holds the lock; None while another process does."""
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = open_file(path, os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
         raise StartError(f"cannot open {path}: {os.strerror(error.errno or 0)}; see --state-dir") from error
     try:

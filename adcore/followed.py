@@ -22,6 +22,7 @@ import secrets
 from pathlib import Path
 
 from adcore.errors import StartError
+from adcore.filemode import open_file
 
 MAGIC = b"adcseen1"
 # 16 MiB for a million links: with the window of an hour, 290 a second. Past that the oldest of a bucket is forgotten.
@@ -122,7 +123,7 @@ def _size(buckets: int) -> int:
 def _create(path: Path) -> None:
     """Whole or not at all, and never in place of another one."""
     aside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    fd = open_file(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         # All of it now: a page that finds no room later ends the process.
         os.posix_fallocate(fd, 0, _size(BUCKETS))

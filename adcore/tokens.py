@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 from adcore.core.frequency import ENTRIES_MAX, Caps, History, Seen, fold, needed_until, pack, unpack
 from adcore.errors import AdcoreError, StartError
+from adcore.filemode import open_file
 
 # 128 bits cannot be guessed; 32 characters of hexadecimal.
 SIGNATURE_BYTES = 16
@@ -127,7 +128,7 @@ def read_private_file(path: Path, setting: str, remedy: str) -> str:
             raise StartError(f"{path} is open to everybody on this machine: {remedy} and chmod 640 {path}")
         data = file.read(SECRET_FILE_BYTES_MAX + 1)
     if len(data) > SECRET_FILE_BYTES_MAX:
-        raise StartError(f"{path} is longer than {SECRET_FILE_BYTES_MAX} bytes; {setting} wants a few short lines")
+        raise StartError(f"{path} is too long for {setting}: {SECRET_FILE_BYTES_MAX} bytes at most")
     # Latin-1 takes any byte, and no line with a byte past ASCII in its key is a good one.
     return data.decode("latin-1")
 
@@ -135,7 +136,7 @@ def read_private_file(path: Path, setting: str, remedy: str) -> str:
 def _create_secret(path: Path) -> None:
     """Write a new key, whole or not at all; of two processes that start at once the first one's key stays."""
     aside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    fd = open_file(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         with os.fdopen(fd, "w") as file:
             file.write(f"{secrets.token_hex(2)}:{secrets.token_hex(KEY_BYTES)}\n")

@@ -35,6 +35,7 @@ from adcore.deliverylog.queue import RecordQueue
 from adcore.deliverylog.reader import Damage, read_records
 from adcore.deliverylog.record import AnyRecord, type_of
 from adcore.errors import StartError
+from adcore.filemode import open_file
 
 log = logging.getLogger("adcore.deliverylog")
 
@@ -77,7 +78,7 @@ class Spool:
     def _create(self) -> tuple[int, mmap.mmap]:
         # Under another name until it is locked, so that nobody takes it for a dead one's.
         aside = self.path.with_name(f".{self.path.name}")
-        fd = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        fd = open_file(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
             # All of it now: a page that finds no room later ends the process.

@@ -31,6 +31,7 @@ from pathlib import Path
 from adcore.background import BackgroundThread
 from adcore.deliverylog.queue import Batch, RecordQueue
 from adcore.errors import StartError
+from adcore.filemode import FILE_MODE, open_file
 
 log = logging.getLogger("adcore.deliverylog")
 
@@ -57,7 +58,7 @@ TORN = b" torn\n"
 
 def open_log(path: Path) -> int:
     """A descriptor to append to. Raises OSError; ENXIO for a pipe that nobody reads, which would block for ever."""
-    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o640)
+    fd = open_file(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, FILE_MODE)
     os.set_blocking(fd, True)
     return fd
 

@@ -28,6 +28,7 @@ from urllib.parse import quote, unquote
 import msgspec
 
 from adcore.errors import SourceError
+from adcore.filemode import FILE_MODE, make_folder, open_file, rewrite
 from adcore.sources import Revision, Rows
 
 if sys.version_info >= (3, 14):
@@ -148,7 +149,7 @@ class TableArchive:
             self._touch(base, now_ns)
         # The lock is held, so that what bears this name was left by somebody who was killed.
         aside = self.folder / "new"
-        with aside.open("wb") as file:
+        with rewrite(aside) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -209,8 +210,8 @@ class TableArchive:
         """Alone, at one time (in ns since the epoch), with what fails told as SourceError."""
         deadline_monotonic = time.monotonic() + LOCK_WAIT_S
         try:
-            self.folder.mkdir(parents=True, exist_ok=True, mode=0o750)
-            with (self.folder / "lock").open("ab") as lock:
+            make_folder(self.folder)
+            with open(open_file(self.folder / "lock", os.O_WRONLY | os.O_CREAT, FILE_MODE), "ab") as lock:
                 while True:
                     try:
                         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

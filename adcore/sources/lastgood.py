@@ -6,6 +6,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 from adcore.errors import SourceError
+from adcore.filemode import rewrite
 from adcore.sources import Rows
 from adcore.sources.codec import decode_rows, encode_rows
 
@@ -25,7 +26,7 @@ class LastGood:
         payload = encode_rows(rows)
         aside = self.path.with_name(f"{self.path.name}.{os.getpid()}")
         try:
-            with aside.open("wb") as file:
+            with rewrite(aside) as file:
                 file.write(MAGIC + _hash(payload) + payload)
                 file.flush()
                 os.fsync(file.fileno())

@@ -1,5 +1,6 @@
 """The embedded store: one SQLite file, which migrates by itself."""
 
+import contextlib
 import os
 import sqlite3
 import time
@@ -10,6 +11,7 @@ from urllib.parse import quote
 
 from adcore.core.inventory import Inventory
 from adcore.errors import SourceError
+from adcore.filemode import FILE_MODE, open_file
 from adcore.sources import Revision, Rows, results, sqlite_path, sqlstore
 
 # How long another process's write may take; an apply of 100,000 creatives takes a few seconds.
@@ -135,6 +137,10 @@ class SqliteStore:
     def _connect(self, mode: str) -> None:
         if self._connection is not None:
             return
+        if mode == "rwc":
+            # SQLite gives a new file the mode that the umask leaves, and its log and index that of the file.
+            with contextlib.suppress(OSError):  # of which SQLite says the same
+                os.close(open_file(self.path, os.O_RDWR | os.O_CREAT, FILE_MODE))
         connection = sqlite3.connect(
             f"file:{quote(str(self.path))}?mode={mode}",
             uri=True,

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from adcore.config import load_config
 from adcore.errors import AdcoreError, ConfigError
+from adcore.filemode import make_folder, settle_umask
 from adcore.version import version_text
 from adtools import (
     check,
@@ -46,6 +47,7 @@ that $ADCORE_CONFIG names, else the embedded SQLite file.
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `adctl` with these arguments (default: the process's own) and return its exit status."""
+    settle_umask()
     parser = argument_parser()
     try:
         args = parser.parse_args(argv)
@@ -78,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _make_state_dir(path: Path) -> None:
     """Ads may be put in before the server's first start; for its user alone, as the server makes it."""
     try:
-        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_folder(path)
     except OSError as error:
         raise AdcoreError(f"cannot create the state directory {path}: {error.strerror}; see --source") from error
 

@@ -29,6 +29,7 @@ import msgspec
 from adcore.deliverylog.reader import Damage, open_log, read_records, read_undamaged
 from adcore.deliverylog.record import PAYLOAD_BYTES_MAX, Decoder, T
 from adcore.errors import AdcoreError
+from adcore.filemode import FILE_MODE, open_file, rewrite
 
 # A batch: some hundreds of records. What has no whole record in it is read again, up to far more than one can take.
 READ_BYTES = 256 * 1024
@@ -376,7 +377,7 @@ class PositionFile:
     def _lock(self) -> int:
         path = self.path.with_name(self.path.name + ".lock")
         try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+            fd = open_file(path, os.O_RDWR | os.O_CREAT, FILE_MODE)
         except OSError as error:
             raise TailError(f"cannot write {path}: {error.strerror}; choose another position file") from error
         try:
@@ -407,7 +408,7 @@ class PositionFile:
     def save(self, *, durable: bool) -> None:
         temporary = self.path.with_name(self.path.name + ".new")
         try:
-            with temporary.open("wb") as file:
+            with rewrite(temporary) as file:
                 file.write(msgspec.json.encode(_Content(1, self.files, self.sending)))
                 if durable:
                     file.flush()

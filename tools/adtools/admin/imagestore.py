@@ -13,11 +13,17 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from adcore.errors import AdcoreError, ConfigError
+from adcore.filemode import make_folder, open_file
 from adtools.admin.images import EncodedImage
 
 # Of all that serve an image; the name changes when the content does.
 CACHE_CONTROL = "public, max-age=31536000, immutable"
 NAME = re.compile(r"[0-9a-f]{40}\.(?:png|jpg|webp|gif)")
+
+
+# Images are public: the web server reads them without being in adcore's group.
+IMAGE_MODE = 0o644
+IMAGES_FOLDER_MODE = 0o755
 
 
 class ImageStoreError(AdcoreError):
@@ -39,10 +45,10 @@ class Directory:
     def put(self, image: EncodedImage) -> str:
         aside = self.path / f".{image.name}.{secrets.token_hex(4)}"
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path, IMAGES_FOLDER_MODE)
             try:
-                # Readable for the web server; never half a file under its own name.
-                with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644), "wb") as file:
+                # Never half a file under its own name.
+                with open(open_file(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, IMAGE_MODE), "wb") as file:
                     file.write(image.content)
                     file.flush()
                     os.fsync(file.fileno())
