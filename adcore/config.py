@@ -52,6 +52,7 @@ class Config:
 
     unix: Path | None
     unix_mode: int
+    unix_group: str | None
     fd: int | None
     host: str
     port: int

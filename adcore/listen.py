@@ -1,8 +1,8 @@
 """Where the listening socket comes from: a unix path, a TCP port, a descriptor that systemd or Circus holds.
 
 The sources differ only in how the socket object is made; one function, `serve`, serves every kind. A path is
-taken only when nobody answers on it, has its mode from the first instant, and is removed on close only while
-the file is still ours. A socket that was handed in belongs to whoever made it: its path is never removed.
+taken only when nobody answers on it, lets nobody in before its group and mode are right, and is removed on close only
+while the file is still ours. A socket that was handed in belongs to whoever made it: its path is never removed.
 
 Knows nothing of HTTP or ads.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import fcntl
+import grp
 import os
 import socket
 import stat
@@ -33,6 +34,8 @@ LOCK_TIMEOUT_S = 5.0  # probing and binding takes milliseconds, so a lock held t
 # Requests are small, and a body has 64 KiB at most; so are answers, and one may have 256 KiB. Linux doubles both.
 RECEIVE_BUFFER_BYTES = 64 * 1024
 SEND_BUFFER_BYTES = 128 * 1024
+CONTROL_BACKLOG = 16
+CONTROL_MODE_MAX = 0o660
 SYSTEMD_FIRST_FD = 3  # SD_LISTEN_FDS_START, sd_listen_fds(3)
 
 
@@ -125,31 +128,63 @@ def open_listener(config: Config, environ: MutableMapping[str, str] = os.environ
 
     Takes systemd's LISTEN_* variables out of `environ`: no child may take them for its own. Raises StartError.
     """
-    systemd_name = _take_systemd_socket(environ)
     if config.listener == "fd":
+        _take_systemd_socket(environ)
         assert config.fd is not None
         listener = adopt(config.fd, f"--fd {config.fd}", config.backlog)
         _close_other_listeners(listener.sock)
         return listener
-    if systemd_name is not None:
-        if config.listener != "default":
-            raise StartError(
-                f"systemd passed a socket, {systemd_name} (LISTEN_FDS), but {config.origin_of_listener} asks for "
-                "another: remove one of the two"
-            )
-        return adopt(SYSTEMD_FIRST_FD, f"LISTEN_FDS, {systemd_name}", config.backlog)
+    asked_for = "" if config.listener == "default" else config.origin_of_listener
+    if (passed := take_systemd_listener(config.backlog, asked_for, environ)) is not None:
+        return passed
     address: Address = TcpAddress(config.host, config.port)
     if config.listener == "unix":
         assert config.unix is not None
         address = UnixAddress(config.unix)
-    return open_address(address, backlog=config.backlog, unix_mode=config.unix_mode)
+    return open_address(
+        address, backlog=config.backlog, unix_mode=config.unix_mode, unix_group=group_id(config.unix_group)
+    )
 
 
-def open_address(address: Address, *, backlog: int, unix_mode: int) -> Listener:
-    """Bind and listen. `unix_mode` is the mode of the socket file, such as 0o660. Raises StartError."""
+def open_control(address: Address, unix_mode: int) -> Listener:
+    """The listener for operators. Its socket is for this process's user and group, whatever its folder and the mode of
+    the public one say: the web server's group asks for ads and not for status. Raises StartError."""
+    return open_address(
+        address, backlog=CONTROL_BACKLOG, unix_mode=unix_mode & CONTROL_MODE_MAX, unix_group=os.getegid()
+    )
+
+
+def open_address(address: Address, *, backlog: int, unix_mode: int, unix_group: int | None = None) -> Listener:
+    """Bind and listen. `unix_mode` is the mode of the socket file, such as 0o660, and `unix_group` its group if it is
+    not to be the one that the kernel gives it. Raises StartError."""
     if isinstance(address, UnixAddress):
-        return _bind_unix(address.path, backlog, unix_mode)
+        return _bind_unix(address.path, backlog, unix_mode, unix_group)
     return _bind_tcp(address, backlog)
+
+
+def take_systemd_listener(
+    backlog: int, asked_for: str = "", environ: MutableMapping[str, str] = os.environ
+) -> Listener | None:
+    """The socket that systemd passed to this process, if any; `asked_for` says who asked for another one, which is one
+    too many. Raises StartError."""
+    name = _take_systemd_socket(environ)
+    if name is None:
+        return None
+    if asked_for:
+        raise StartError(
+            f"systemd passed a socket, {name} (LISTEN_FDS), but {asked_for} asks for another: remove one of the two"
+        )
+    return adopt(SYSTEMD_FIRST_FD, f"LISTEN_FDS, {name}", backlog)
+
+
+def group_id(name: str | None) -> int | None:
+    """The number of a group given by name or number. Raises StartError."""
+    if name is None or name.isdigit():
+        return None if name is None else int(name)
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError:
+        raise StartError(f"there is no group {name}: `groupadd --system {name}`, or see --unix-group") from None
 
 
 async def serve(
@@ -228,7 +263,7 @@ def _explain_tcp_failure(address: TcpAddress, error: OSError) -> str:
 # --- unix
 
 
-def _bind_unix(path: Path, backlog: int, mode: int) -> Listener:
+def _bind_unix(path: Path, backlog: int, mode: int, group: int | None) -> Listener:
     if (problem := unix_path_problem(path)) is not None:
         raise StartError(f"cannot listen: {problem}")
     if not path.parent.is_dir():
@@ -238,11 +273,14 @@ def _bind_unix(path: Path, backlog: int, mode: int) -> Listener:
         _remove_stale(path)
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            umask = os.umask(0o777 & ~mode)  # a chmod after bind would leave a moment with a wider mode
+            # A chmod after bind would leave a moment with a wider mode. Nothing is open before the group is right.
+            umask = os.umask(0o777 & ~(mode if group is None else mode & 0o700))
             try:
                 sock.bind(str(path))
             finally:
                 os.umask(umask)
+            if group is not None:
+                _let_in(path, mode, group)
             sock.listen(backlog)  # under the lock: a socket bound but not listening looks stale to a probe
         except OSError as error:
             sock.close()
@@ -252,6 +290,31 @@ def _bind_unix(path: Path, backlog: int, mode: int) -> Listener:
             sock.close()
             raise
         return Listener(sock, f"unix:{path}", unix_path=path)
+
+
+def _let_in(path: Path, mode: int, group: int) -> None:
+    """Give the new socket its group and mode; by a descriptor, so that both are of one file. Raises OSError and
+    StartError."""
+    fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISSOCK(status.st_mode) or status.st_uid != os.geteuid():
+            raise StartError(
+                f"cannot listen on {path}: something else was put there; see who may write to {path.parent}"
+            )
+        place = f"/proc/self/fd/{fd}"
+        if status.st_gid != group:
+            try:
+                os.chown(place, -1, group)
+            except OSError as error:
+                path.unlink(missing_ok=True)
+                raise StartError(
+                    f"cannot give {path} to group {group}: {os.strerror(error.errno or 0)}; this user must be in that "
+                    "group (`usermod -aG`, and a new start), or see --unix-group"
+                ) from error
+        os.chmod(place, mode)
+    finally:
+        os.close(fd)
 
 
 def _remove_stale(path: Path) -> None:

@@ -48,6 +48,7 @@ from adcore.deliverylog.record import FORMS
 from adcore.deliverylog.spool import NoSpaceError, Spool, take_over
 from adcore.deliverylog.writer import LogWriter
 from adcore.errors import AdcoreError, SourceError, StartError
+from adcore.filemode import make_folder
 from adcore.followed import Followed
 from adcore.geoip import CountryDatabase
 from adcore.handlers import Handlers
@@ -59,7 +60,7 @@ from adcore.listen import (
     Listener,
     UnixAddress,
     adopt,
-    open_address,
+    open_control,
     open_listener,
     parse_address,
     serve,
@@ -94,6 +95,7 @@ FIXED_SETTINGS = (
     *(
         "unix",
         "unix_mode",
+        "unix_group",
         "fd",
         "host",
         "port",
@@ -607,7 +609,7 @@ def descriptors_max() -> int:
 
 def make_state_dir(config: Config) -> None:
     try:
-        config.state_dir.mkdir(parents=True, exist_ok=True, mode=0o750)
+        make_folder(config.state_dir)
     except OSError as error:
         raise StartError(
             f"cannot create the state directory {config.state_dir}: {error.strerror}; see --state-dir"
@@ -635,4 +637,4 @@ def open_control_listener(config: Config, seat: Seat | None) -> Listener | None:
     address: Address = parse_address(config.control)
     if seat is not None:  # that one is the parent's
         address = UnixAddress(control_path(config.state_dir, os.getpid()))
-    return open_address(address, backlog=16, unix_mode=config.unix_mode)
+    return open_control(address, config.unix_mode)

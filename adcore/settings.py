@@ -140,6 +140,12 @@ def _mode(raw: Any, _: Path) -> int:
     return int(raw.removeprefix("0o"), 8)
 
 
+def _group(raw: Any, _: Path) -> str:
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}\$?|[0-9]{1,9}", _text(raw)):
+        raise ValueError(f"must be the name or number of a group, not {raw!r}")
+    return str(raw)
+
+
 def _choice(*choices: str) -> Kind:
     def parse(raw: Any, _: Path) -> str:
         if raw not in choices:
@@ -275,6 +281,7 @@ PATH = Kind("PATH", _path)
 EXISTING_FILE = Kind("FILE", _existing_file)
 SOCKET_PATH = Kind("PATH", _socket_path)
 MODE = Kind("MODE", _mode, lambda value: f'"{value:04o}"')
+GROUP = Kind("GROUP", _group)
 DAYS = Kind("DAYS", _days, lambda value: f"{value:.15g}", "days")
 BOOLEAN = Kind("", _boolean, lambda value: "true" if value else "false")
 HOST = Kind("HOST", _host)
@@ -325,7 +332,15 @@ SECTIONS: dict[str, tuple[Setting, ...]] = {
             MODE,
             0o660,
             "mode of the unix sockets, octal",
-            "the web server joins the socket's group; nobody else connects",
+            "who connects is believed; the control listener's is open to adcore's group at most",
+        ),
+        Setting(
+            "unix_group",
+            GROUP,
+            None,
+            "group of --unix, by name or number, which adcore's user must be in",
+            "a group for the web server and nothing else: in adcore's own it could read the settings, with the "
+            "store's password. The default is the group of adcore, or of a setgid directory",
         ),
         Setting(
             "fd",

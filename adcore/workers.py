@@ -37,7 +37,7 @@ from adcore.config import Config
 from adcore.control.server import ControlServer
 from adcore.control.workers import WorkersControl, WorkerView
 from adcore.errors import StartError
-from adcore.listen import Listener, open_address, open_listener, parse_address, serve, unix_path_problem
+from adcore.listen import Listener, open_control, open_listener, parse_address, serve, unix_path_problem
 from adcore.notify import Notifier
 from adcore.pidfile import PidFile
 from adcore.seat import HELD_BACK, READY, VARIABLE, Loads, Seat, control_path
@@ -442,7 +442,7 @@ def open_control_listener(config: Config) -> Listener | None:
     for path in config.state_dir.glob("worker-*.sock"):  # of workers that were killed together with their parent
         if not Path(f"/proc/{path.stem.removeprefix('worker-')}").exists():
             path.unlink(missing_ok=True)
-    return open_address(parse_address(config.control), backlog=16, unix_mode=config.unix_mode)
+    return open_control(parse_address(config.control), config.unix_mode)
 
 
 def describe_end(status: int) -> str:

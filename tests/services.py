@@ -216,7 +216,7 @@ def nginx(folder: Path, upstream: Path, listen: str = "", **edits: str) -> Itera
         "certificate": "/etc/ssl/certs/adcore.pem",
         "key": "/etc/ssl/private/adcore.key",
         "admin": "/run/adcore-admin/admin.sock",
-        "images": "root /var/lib/adcore;",
+        "images": "root /var/lib/adcore-images;",
     }
     shipped_nginx_files(folder, upstream, {known[name]: value for name, value in edits.items()})
     conf = folder / "nginx.conf"

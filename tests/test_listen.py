@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import json
 import os
@@ -29,6 +30,7 @@ from adcore.listen import (
     UnixAddress,
     adopt,
     open_address,
+    open_control,
     open_listener,
     parse_address,
     serve,
@@ -194,6 +196,90 @@ def test_the_mode_is_right_from_the_first_instant(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(socket, "socket", Watched)
     open_address(UnixAddress(path), backlog=8, unix_mode=0o600).close()
     assert at_bind == [0o600]
+
+
+WEB = 54321
+"""A group of no one here."""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files to a group that it is not in")
+@pytest.mark.parametrize("inherited", [0o022, 0, 0o777])
+def test_a_socket_is_given_to_its_group_before_anyone_can_connect(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inherited: int
+) -> None:
+    path = tmp_path / "ad.sock"
+    at_listen: list[tuple[int, int]] = []
+    at_bind: list[int] = []
+    bind, listen = socket.socket.bind, socket.socket.listen
+
+    class Watched(socket.socket):
+        def bind(self, address: object) -> None:
+            bind(self, address)  # type: ignore[arg-type]
+            at_bind.append(stat.S_IMODE(path.stat().st_mode))
+
+        def listen(self, backlog: int = 1) -> None:
+            at_listen.append((stat.S_IMODE(path.stat().st_mode), path.stat().st_gid))
+            listen(self, backlog)
+
+    monkeypatch.setattr(socket, "socket", Watched)
+    before = os.umask(inherited)
+    try:
+        open_with(unix=str(path), unix_mode="0660", unix_group=str(WEB)).close()
+    finally:
+        assert os.umask(before) == inherited
+    assert at_bind == [0o600]
+    assert at_listen == [(0o660, WEB)]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files to a group that it is not in")
+@pytest.mark.parametrize("mode", [0o660, 0o666, 0o777, 0o600])
+def test_control_sockets_are_for_adcores_own_group_whatever_the_public_one_is(tmp_path: Path, mode: int) -> None:
+    """A folder for the web server hands its group to all that is made in it."""
+    os.chown(tmp_path, -1, WEB)
+    tmp_path.chmod(0o2770)
+    public = open_with(unix=str(tmp_path / "ad.sock"), unix_mode=f"{mode:04o}")
+    control = open_control(UnixAddress(tmp_path / "control.sock"), mode)
+    with closing(public), closing(control):
+        status = (tmp_path / "ad.sock").stat()
+        assert (stat.S_IMODE(status.st_mode), status.st_gid) == (mode, WEB)
+        status = (tmp_path / "control.sock").stat()
+        assert (stat.S_IMODE(status.st_mode), status.st_gid) == (mode & 0o660, os.getegid())
+
+
+def test_a_group_that_is_not_there_or_not_ours_is_named_with_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "ad.sock"
+    with pytest.raises(StartError, match="there is no group no-such-group: `groupadd --system no-such-group`"):
+        open_with(unix=str(path), unix_group="no-such-group")
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "chown", refuse)
+    with pytest.raises(StartError, match=r"cannot give .*/ad.sock to group 54321: .*usermod -aG"):
+        open_with(unix=str(path), unix_group=str(WEB))
+    assert not path.exists()
+
+
+def test_what_took_the_place_of_the_socket_is_not_opened_to_anyone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, other = tmp_path / "ad.sock", tmp_path / "other"
+    other.write_text("secret")
+    other.chmod(0o600)
+    bind = socket.socket.bind
+
+    class Raced(socket.socket):
+        def bind(self, address: object) -> None:
+            bind(self, address)  # type: ignore[arg-type]
+            path.unlink()
+            path.symlink_to(other)
+
+    monkeypatch.setattr(socket, "socket", Raced)
+    with pytest.raises(StartError, match="something else was put there"):
+        open_with(unix=str(path), unix_group=str(WEB))
+    assert stat.S_IMODE(other.stat().st_mode) == 0o600
 
 
 def test_a_live_server_is_refused_by_its_path_and_keeps_serving(tmp_path: Path) -> None:

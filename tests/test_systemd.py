@@ -43,7 +43,40 @@ def test_systemd_finds_nothing_wrong_with_the_units(tmp_path: Path) -> None:
     assert (verified.returncode, verified.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("unit", ["adcore@.service", "adcore-collect.service"])
+@pytest.mark.parametrize("unit", ["adcore.socket", "adcore-admin.socket"])
+def test_a_socket_is_for_adcore_and_the_group_of_the_web_server(unit: str) -> None:
+    assert [value(unit, f"Socket{name}") for name in ("User", "Group", "Mode")] == ["adcore", "adcore-web", "0660"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes users")
+def test_the_web_server_gets_to_the_sockets_and_not_into_adcores_group(tmp_path: Path) -> None:
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/passwd").write_text("root:x:0:0::/root:/bin/sh\nwww-data:x:33:33::/var/www:/bin/false\n")
+    (tmp_path / "etc/group").write_text("root:x:0:\nwww-data:x:33:\n")
+    command = [
+        services.program("systemd-sysusers", "systemd"),
+        f"--root={tmp_path}",
+        str(UNITS / "sysusers.d/adcore.conf"),
+    ]
+    made = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert made.returncode == 0, made.stderr
+    groups = dict(line.split(":")[::3] for line in (tmp_path / "etc/group").read_text().splitlines())
+    assert groups["adcore"] == ""
+    assert set(groups["adcore-web"].split(",")) == {"adcore", "www-data"}
+    # The settings, with the store's password, are adcore's group's; nothing that is shipped puts another user there.
+    for file in (
+        *UNITS.rglob("*"),
+        *(ROOT / "tools").rglob("*.conf"),
+        *(ROOT / "tools").rglob("*.ini"),
+        ROOT / "README.rst",
+    ):
+        if file.is_file():
+            assert not re.search(r"usermod -a?G adcore (?!-)|m www-data adcore$|-g www-data", file.read_text(), re.M), (
+                file
+            )
+
+
+@pytest.mark.parametrize("unit", ["adcore@.service", "adcore-collect.service", "adcore-admin.service"])
 def test_a_service_is_exposed_to_little(unit: str) -> None:
     shown = systemd_analyze("security", "--offline=true", "--no-pager", str(UNITS / unit))
     exposure = re.search(r"Overall exposure level for \S+: ([0-9.]+)", shown.stdout)

@@ -331,10 +331,14 @@ def test_what_is_no_socket_is_said_so(tmp_path: Path) -> None:
     assert "is not a socket" in only(doctor.check_socket(path)).found
 
 
-def test_a_socket_that_may_not_be_opened_names_the_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("own", [True, False])
+def test_a_socket_that_may_not_be_opened_names_a_group_for_the_web_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: bool
+) -> None:
     path = tmp_path / "ad.sock"
     with socket.socket(socket.AF_UNIX) as left:
         left.bind(str(path))
+    monkeypatch.setattr(doctor, "_is_own_group", lambda status: own)
 
     class Closed(socket.socket):
         def connect(self, address: object) -> None:
@@ -344,6 +348,7 @@ def test_a_socket_that_may_not_be_opened_names_the_group(tmp_path: Path, monkeyp
     _, ping = doctor.check_socket(path)
     assert "may not connect" in ping.found
     assert ping.advice.startswith("`usermod -aG ")
+    assert ("adcore-web" in ping.advice) == own, "no one joins the group that reads the settings"
 
 
 # The whole

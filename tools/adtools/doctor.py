@@ -380,7 +380,7 @@ def check_socket(path: Path) -> Iterator[Finding]:
         advice = "--unix-mode 0660: whoever connects is believed what it says of visitors"
         yield Finding("socket permissions", "warn", f"{found}: every user of this host may connect", advice)
     elif not mode & 0o020:
-        advice = "--unix-mode 0660, and the web server's user in that group"
+        advice = "--unix-mode 0660, and --unix-group with a group that the web server's user is in"
         yield Finding("socket permissions", "warn", f"{found}: the group may not connect", advice)
     else:
         yield Finding("socket permissions", "ok", found)
@@ -401,6 +401,13 @@ def _ping(path: Path, status: os.stat_result) -> Finding:
         return Finding("socket", "fail", f"{path} is stale: nobody listens", advice)
     except PermissionError:
         advice = f"`usermod -aG {_group(status.st_gid)} {_user(os.geteuid())}`, then log in again"
+        if _is_own_group(status):
+            # Who is in the server's own group reads its settings too, with the password of the store.
+            advice = (
+                f"`usermod -aG adcore-web {_user(os.geteuid())}` and the same for {_user(status.st_uid)}, after "
+                f"`groupadd --system adcore-web`, and start the server with --unix-group adcore-web: "
+                f"{_group(status.st_gid)} is a group that reads the settings too"
+            )
         return Finding("socket", "fail", f"{_user(os.geteuid())} may not connect to {path}", advice)
     except TimeoutError:
         advice = "the server is stuck or its backlog full: see /status on its control listener, and the CPU"
@@ -416,6 +423,14 @@ def _ping(path: Path, status: os.stat_result) -> Finding:
         return Finding("socket", "fail", f"{path} answers /ping with 503", advice)
     advice = "another program listens there: choose another --unix"
     return Finding("socket", "fail", f"{path} answers /ping with {answer.status}, not as adcore does", advice)
+
+
+def _is_own_group(status: os.stat_result) -> bool:
+    """Whether the file's group is the first one of its owner."""
+    try:
+        return pwd.getpwuid(status.st_uid).pw_gid == status.st_gid
+    except KeyError:
+        return False
 
 
 def _user(uid: int) -> str:

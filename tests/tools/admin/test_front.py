@@ -128,6 +128,26 @@ def test_behind_nginx_with_tls(tmp_path: Path) -> None:
     assert not socket.exists()
 
 
+def test_on_the_socket_of_systemd(tmp_path: Path) -> None:
+    make_store(tmp_path)
+    path, errors = tmp_path / "admin.sock", tmp_path / "admin.txt"
+    command = [services.program("systemd-socket-activate", "systemd"), f"--listen={path}", "--setenv=PYTHONPATH"]
+    command += [f"--setenv=ADCORE_STATE_DIR={tmp_path}", sys.executable, "-m", "adtools", "admin"]
+    with errors.open("wb") as output:
+        process = subprocess.Popen([*command, "--url", "https://localhost"], stderr=output, env=environment())
+    try:
+        wait_for(path.exists)
+        answer = ask(f"unix:{path}", "/login/", "GET", None, Host="localhost", X_Forwarded_Proto="https")
+        assert answer.status == 200, errors.read_text()
+        # It is systemd's, and stays.
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0, errors.read_text()
+        assert path.exists()
+    finally:
+        process.kill()
+        process.wait()
+
+
 def test_mysql_needs_its_tables_first(tmp_path: Path, mariadb: services.MariaDB) -> None:
     source = mariadb.create("admin_command")
     told = {"ADCORE_STATE_DIR": str(tmp_path), "ADCORE_SOURCE": source}

@@ -6,7 +6,9 @@ Django is imported when one of these runs, and not before: adctl does without it
 from __future__ import annotations
 
 import argparse
+import os
 import signal
+import socket
 import sys
 from pathlib import Path
 from types import FrameType
@@ -16,7 +18,8 @@ from zoneinfo import ZoneInfo
 
 from adcore.config import Config, load_config
 from adcore.errors import AdcoreError, ConfigError
-from adcore.listen import unix_path_problem
+from adcore.filemode import make_folder
+from adcore.listen import Listener, UnixAddress, group_id, open_address, take_systemd_listener, unix_path_problem
 from adcore.notify import Notifier
 from adcore.sources import open_store, sqlite_path
 from adcore.tokens import KeyRing
@@ -40,6 +43,9 @@ THREADS = 4
 # An image of 4 MiB and a form around it.
 REQUEST_BYTES_MAX = 24 << 20
 DEFAULT_PORT = 8081
+BACKLOG = 64
+# Of the socket: only nginx can connect there, so that what it says of visitors is true.
+UNIX_MODE = 0o660
 
 
 def add_parser(subparsers: Any) -> None:
@@ -69,6 +75,9 @@ def add_parser(subparsers: Any) -> None:
     where.add_argument("--unix", metavar="PATH", help="listen on this unix socket, for nginx, which says who is there")
     where.add_argument(
         "--port", metavar="N", type=int, help=f"listen on this port of 127.0.0.1 (default: {DEFAULT_PORT})"
+    )
+    parser.add_argument(
+        "--unix-group", metavar="GROUP", help="group of --unix, which nginx is in (default: the server's --unix-group)"
     )
     parser.add_argument("--url", metavar="URL", help="where browsers find it (default: http://127.0.0.1:PORT)")
     parser.add_argument(
@@ -117,9 +126,15 @@ def _set_up(args: argparse.Namespace) -> None:
     from adtools.admin.project import Options, set_up
 
     config = load_config()
-    config.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_folder(config.state_dir)
     args.source = args.source or config.source
-    args.url = _checked_url(args.url or f"http://127.0.0.1:{args.port or DEFAULT_PORT}", args.unix)
+    args.unix_group = args.unix_group or config.unix_group
+    args.url = _checked_url(args.url or f"http://127.0.0.1:{args.port or DEFAULT_PORT}")
+    # Those that serve need a socket for it; the other commands need no more than the URL.
+    if args.what == "serve" and args.url.startswith("https:") and args.unix is None and "LISTEN_FDS" not in os.environ:
+        raise ConfigError(
+            "--url https://… needs --unix PATH: the admin itself speaks no TLS, nginx in front of it does"
+        )
     images = args.images or str(config.state_dir / "creatives")
     images_url = (args.images_url or f"{args.url}/creatives").rstrip("/")
     secret_file = Path(args.secret_file) if args.secret_file else config.state_dir / "admin-secret"
@@ -138,17 +153,13 @@ def _set_up(args: argparse.Namespace) -> None:
     )
 
 
-def _checked_url(url: str, unix: str | None) -> str:
+def _checked_url(url: str) -> str:
     url = url.rstrip("/")
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.path or parts.query or parts.fragment:
         raise ConfigError(f"--url must be scheme and host alone, like https://adcore.example.net, not {url!r}")
     if parts.scheme == "http" and parts.hostname not in ("127.0.0.1", "localhost", "::1"):
         raise ConfigError("--url: passwords go over https alone; http is for a browser on this host (127.0.0.1)")
-    if parts.scheme == "https" and unix is None:
-        raise ConfigError(
-            "--url https://… needs --unix PATH: the admin itself speaks no TLS, nginx in front of it does"
-        )
     return url
 
 
@@ -200,37 +211,50 @@ def _serve(args: argparse.Namespace) -> int:
 
     from adtools.admin.users import somebody_can_log_in
 
-    listener: dict[str, Any] = {"listen": f"127.0.0.1:{args.port or DEFAULT_PORT}"}
-    if args.unix:
-        if (problem := unix_path_problem(Path(args.unix))) is not None:
-            raise ConfigError(f"--unix: {problem}")
-        # Only nginx can connect there, so that what it says of visitors is true.
-        listener = {
-            "unix_socket": args.unix,
-            "unix_socket_perms": "660",
+    listener = _open_socket(args)
+    where: dict[str, Any] = {"listen": f"127.0.0.1:{args.port or DEFAULT_PORT}"}
+    if listener is not None:
+        where = {
+            "sockets": [listener.sock],
             "trusted_proxy": "*",
             "trusted_proxy_headers": {"x-forwarded-for", "x-forwarded-proto"},
         }
     try:
         server = waitress.server.create_server(
             get_wsgi_application(),
-            **listener,
+            **where,
             threads=THREADS,
             max_request_body_size=REQUEST_BYTES_MAX,
             clear_untrusted_proxy_headers=True,
             ident=None,
         )
     except OSError as error:
-        raise AdcoreError(f"cannot listen on {args.unix or listener['listen']}: {error.strerror}") from None
+        raise AdcoreError(f"cannot listen on {where.get('listen', args.unix)}: {error.strerror}") from None
     signal.signal(signal.SIGTERM, _leave)
     print(f"adctl admin: open {args.url}/", file=sys.stderr)
     if not somebody_can_log_in():
         print("adctl admin: nobody can log in yet: adctl admin createuser NAME", file=sys.stderr)
     Notifier().ready(f"serving {args.url}")
     server.run()
-    if args.unix:
-        Path(args.unix).unlink(missing_ok=True)
+    if listener is not None:
+        listener.close()
     return 0
+
+
+def _open_socket(args: argparse.Namespace) -> Listener | None:
+    """systemd's unix socket, or the one at --unix; None for TCP."""
+    passed = take_systemd_listener(BACKLOG, "--unix" if args.unix else "--port" if args.port else "")
+    if passed is not None:
+        # What is believed of a proxy must not be anybody's to say.
+        if passed.sock.family != socket.AF_UNIX:
+            raise ConfigError("systemd passed a TCP socket; the admin takes a unix one: ListenStream=/run/…")
+        return passed
+    if not args.unix:
+        return None
+    if (problem := unix_path_problem(Path(args.unix))) is not None:
+        raise ConfigError(f"--unix: {problem}")
+    address = UnixAddress(Path(args.unix).absolute())
+    return open_address(address, backlog=BACKLOG, unix_mode=UNIX_MODE, unix_group=group_id(args.unix_group))
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
