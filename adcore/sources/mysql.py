@@ -2,16 +2,22 @@
 
 One connection, opened when it is needed and again after any failure. It runs in autocommit, speaks utf8mb4, and every
 wait on the network ends by itself.
+
+The server is not trusted before it is known: it gets no password that it could read (mysql.cnf), no file of this host
+(LOAD DATA LOCAL), a bounded time for what it is asked, and bounded memory for what it answers.
 """
 
+import ipaddress
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from adcore.core.inventory import Inventory
 from adcore.errors import ConfigError, SourceError
 from adcore.sources import Revision, Rows, results, sqlstore
+from adcore.sources.watch import Connecting, Watch, shut_down
 
 CONNECT_TIMEOUT_S = 3
 # A full load of 100,000 creatives takes a second or two; a server that is silent for longer hangs.
@@ -20,7 +26,20 @@ WRITE_TIMEOUT_S = 15
 # Less than the read timeout, which would cut the wait off.
 MIGRATE_TIMEOUT_S = 8
 
+# All waits of a call that only reads, from connecting on; of one that changes something, each statement's. A silence is
+# cut off by the timeouts above, and this is for a server that answers too slowly to be of use. A first start waits no
+# longer than this for the store, which leaves it half of the unit's TimeoutStartSec.
+CALL_S = 30.0
+# What the rows of one call may take in memory, as ROW_BYTES and CELL_BYTES estimate it: 600,000 creatives.
+ANSWER_BYTES_MAX = 1 << 30
+# A row here is a dict with an object for each column.
+ROW_BYTES = 400
+CELL_BYTES = 64
+
+OPTIONS_FILE = Path(__file__).with_name("mysql.cnf")
+
 _NO_SUCH_TABLE = 1146
+_AUTH_REFUSED = 5010
 
 T = TypeVar("T")
 
@@ -41,18 +60,25 @@ class MysqlStore:
                 "libmariadb-dev, then pip install 'adcore[mysql]'"
             ) from None
         self._driver = MySQLdb
+        from MySQLdb.cursors import SSCursor
+
+        self._streaming: Any = SSCursor
         self._connection: Any = None
+        self._watch = Watch("mysql", CALL_S)
+        self._by_statement = False
+        """Whether each statement has the whole time and memory to itself."""
+        self._answer_bytes = 0
 
     def revision(self) -> Revision:
-        with self._naming_errors():
+        with self._reading_call():
             return sqlstore.read_revision(self)
 
     def load(self) -> Rows:
-        with self._naming_errors():
+        with self._reading_call():
             return sqlstore.read_rows(self)
 
     def delivered(self, campaigns: Sequence[str], day: str) -> dict[str, tuple[int, int, int, int]]:
-        with self._naming_errors():
+        with self._reading_call():
             return results.read_delivered(self, campaigns, day)
 
     def migrate(self) -> list[str]:
@@ -111,16 +137,28 @@ class MysqlStore:
         )
 
     def query(self, sql: str, values: Sequence[Any] = ()) -> list[sqlstore.Row]:
-        cursor = self._cursor()
-        cursor.execute(sql, tuple(values))
-        names = [column[0] for column in cursor.description]
-        return [dict(zip(names, map(sqlstore.as_text, row), strict=True)) for row in cursor.fetchall()]
+        answered: list[Sequence[Any]] = []
+        with self._waiting() as connection:
+            # Row by row: the driver's usual cursor has the whole answer in memory before anything can be counted.
+            cursor = connection.cursor(self._streaming)
+            cursor.execute(sql, tuple(values))
+            names = [column[0] for column in cursor.description or ()]
+            while (row := cursor.fetchone()) is not None:
+                self._count(row)
+                answered.append(row)
+        answered.reverse()
+        rows: list[sqlstore.Row] = []
+        while answered:
+            rows.append(dict(zip(names, map(sqlstore.as_text, answered.pop()), strict=True)))
+        return rows
 
     def execute(self, sql: str, values: Sequence[Any] = ()) -> None:
-        self._cursor().execute(sql, tuple(values))
+        with self._waiting() as connection:
+            connection.cursor().execute(sql, tuple(values))
 
     def execute_many(self, sql: str, rows: Sequence[Sequence[Any]]) -> None:
-        self._cursor().executemany(sql, [tuple(row) for row in rows])
+        with self._waiting() as connection:
+            connection.cursor().executemany(sql, [tuple(row) for row in rows])
 
     def adding(self, keys: Sequence[str], numbers: Sequence[str]) -> str:
         return f"ON DUPLICATE KEY UPDATE {', '.join(f'{number} = {number} + VALUES({number})' for number in numbers)}"
@@ -128,43 +166,94 @@ class MysqlStore:
     @contextmanager
     def _transaction(self, begin: str) -> Iterator[None]:
         self.execute(begin)
-        connection = self._connection
         try:
             yield
         except BaseException:
             try:
-                connection.rollback()
-            except self._driver.Error:
+                with self._waiting() as connection:
+                    connection.rollback()
+            except (self._driver.Error, SourceError):
                 pass  # The connection is gone and its transaction with it; the first error tells why.
             raise
-        connection.commit()
-
-    def _cursor(self) -> Any:
-        if self._connection is None:
-            self._connection = self._driver.connect(
-                **self._arguments,
-                charset="utf8mb4",
-                # Bytes, decoded here: one row that is no UTF-8 must not hide all the others.
-                use_unicode=False,
-                # A server's own default may be a weaker one, where each statement sees another state.
-                init_command="SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ",
-                autocommit=True,
-                connect_timeout=CONNECT_TIMEOUT_S,
-                read_timeout=READ_TIMEOUT_S,
-                write_timeout=WRITE_TIMEOUT_S,
-                multi_statements=False,
-            )
-        return self._connection.cursor()
+        with self._waiting() as connection:
+            connection.commit()
 
     @contextmanager
-    def _naming_errors(self) -> Iterator[None]:
+    def _waiting(self) -> Iterator[Any]:
+        """The connection, for something that ends within what is left of the time."""
+        if self._by_statement:
+            self._watch.begin()
+            self._answer_bytes = 0
+        if self._connection is None:
+            connecting = Connecting(self._arguments.get("unix_socket", self._arguments.get("port")))
+            with self._watch.waiting(connecting.shut_down):
+                self._connection = self._driver.connect(
+                    **self._arguments,
+                    charset="utf8mb4",
+                    # Bytes, decoded here: one row that is no UTF-8 must not hide all the others.
+                    use_unicode=False,
+                    # A server's own default may be a weaker one, where each statement sees another state.
+                    init_command="SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ",
+                    autocommit=True,
+                    connect_timeout=CONNECT_TIMEOUT_S,
+                    read_timeout=READ_TIMEOUT_S,
+                    write_timeout=WRITE_TIMEOUT_S,
+                    multi_statements=False,
+                )
+        fd = self._connection.fileno()
+        with self._watch.waiting(lambda: shut_down(fd)):
+            yield self._connection
+
+    def _count(self, row: Sequence[Any]) -> None:
+        """Add what a row takes in memory. Raises SourceError when it is too much."""
+        texts = sum(len(value) for value in row if isinstance(value, bytes))
+        self._answer_bytes += ROW_BYTES + CELL_BYTES * len(row) + texts
+        if self._answer_bytes > ANSWER_BYTES_MAX:
+            self._abort()
+            raise SourceError(
+                f"{self.label}: the answer takes more than {ANSWER_BYTES_MAX >> 20} MiB of memory; the rest is not read"
+            )
+
+    def _abort(self) -> None:
+        """Close without asking: what is still on its way is not read."""
+        if self._connection is not None:
+            shut_down(self._connection.fileno())
+            self.close()
+
+    @contextmanager
+    def _reading_call(self) -> Iterator[None]:
+        with self._naming_errors(by_statement=False):
+            try:
+                yield
+            except (LookupError, TypeError, ValueError, ArithmeticError) as error:
+                # Columns that are not there, or of another kind: of another program's tables, or no MySQL at all.
+                self._abort()
+                raise SourceError(f"{self.label}: it does not answer like a store of adcore ({error!r})") from error
+
+    @contextmanager
+    def _naming_errors(self, by_statement: bool = True) -> Iterator[None]:
+        self._watch.begin()
+        self._by_statement, self._answer_bytes = by_statement, 0
         try:
             yield
         except self._driver.Error as error:
-            self.close()
-            code = error.args[0] if error.args else None
-            hint = f"; run adctl migrate --source {self.label}" if code == _NO_SUCH_TABLE else ""
-            raise SourceError(f"{self.label}: {error.args[-1] if error.args else error}{hint}") from error
+            self._abort()
+            raise SourceError(f"{self.label}: {self._reason(error)}") from error
+        except MemoryError:
+            self._abort()
+            raise SourceError(f"{self.label}: the answer does not fit into memory; see --helper-bytes") from None
+
+    def _reason(self, error: Any) -> str:
+        code = error.args[0] if error.args else None
+        if self._watch.fired:
+            return f"it answers too slowly: {self._watch.seconds:g} s were not enough"
+        if code == _AUTH_REFUSED:
+            return (
+                "the server wants the password in a form that a server can read, and it is not known whose server it "
+                "is: give the account mysql_native_password or ed25519, or add ssl=verify to the URL"
+            )
+        hint = f"; run adctl migrate --source {self.label}" if code == _NO_SUCH_TABLE else ""
+        return f"{error.args[-1] if error.args else error}{hint}"
 
 
 def parse_url(url: str) -> tuple[dict[str, Any], str]:
@@ -186,8 +275,11 @@ def parse_url(url: str) -> tuple[dict[str, Any], str]:
         label += f"?{parts.query}"
     options = parse_qs(parts.query, keep_blank_values=True)
     sockets = options.pop("unix_socket", [])
+    tls = _parse_tls(label, parts.hostname, options)
     if options:
-        raise ConfigError(f"--source: {label}: {next(iter(options))} is no option; there is unix_socket")
+        raise ConfigError(
+            f"--source: {label}: {next(iter(options))} is no option; there are unix_socket, ssl and ssl_ca"
+        )
     if not database or "/" in database:
         raise ConfigError(f"--source: {label} names no database: mysql://USER@HOST/DATABASE")
     if bool(parts.hostname) == bool(sockets):
@@ -197,4 +289,43 @@ def parse_url(url: str) -> tuple[dict[str, Any], str]:
         arguments["unix_socket"] = sockets[0]
     else:
         arguments |= {"host": parts.hostname, "port": port or 3306}
-    return {name: value for name, value in arguments.items() if value != ""}, label
+    if tls.get("ssl_mode") == "VERIFY_IDENTITY":
+        group = "adcore-verified"
+    else:
+        group = "adcore-local" if sockets or _is_loopback(parts.hostname or "") else "adcore-unknown"
+    return {
+        **{name: value for name, value in arguments.items() if value != ""},
+        **tls,
+        "read_default_file": str(OPTIONS_FILE),
+        "read_default_group": group,
+        # A server may answer any statement by asking for a file of this host.
+        "local_infile": False,
+    }, label
+
+
+def _parse_tls(label: str, host: str | None, options: dict[str, list[str]]) -> dict[str, Any]:
+    """The driver's arguments for `ssl` and `ssl_ca`, which are taken out of the options. Raises ConfigError."""
+    authorities = options.pop("ssl_ca", [])
+    modes = options.pop("ssl", ["verify"] if authorities else ["off"])
+    mode = modes[0]
+    if mode not in ("verify", "required", "off") or len(modes) > 1:
+        raise ConfigError(f"--source: {label}: ssl must be verify, required or off")
+    if mode != "off" and host is None:
+        raise ConfigError(f"--source: {label}: ssl is for a host; a unix socket needs none")
+    if authorities and mode != "verify":
+        raise ConfigError(f"--source: {label}: ssl_ca is for ssl=verify")
+    if authorities and not Path(authorities[0]).is_file():
+        raise ConfigError(f"--source: {label}: ssl_ca: there is no file {authorities[0]}")
+    if mode == "off":
+        return {}
+    if mode == "required":
+        return {"ssl_mode": "REQUIRED"}
+    # Without a file of its own the driver takes the authorities of the system.
+    return {"ssl_mode": "VERIFY_IDENTITY", **({"ssl": {"ca": authorities[0]}} if authorities else {})}
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"  # which the driver takes for its socket

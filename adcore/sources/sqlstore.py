@@ -10,7 +10,7 @@ import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from importlib import resources
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import msgspec
 
@@ -20,6 +20,9 @@ from adcore.errors import SourceError
 from adcore.sources import Revision, Rows
 
 Row = Mapping[str, Any]
+
+_REVISION = ("generation", "revision", "confirmed")
+_Number = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
 
 _LIMITS = ("goal_impressions", "goal_clicks", "daily_cap_impressions", "daily_cap_clicks")
 COLUMNS = {
@@ -131,7 +134,10 @@ def read_revision(db: Dialect, suffix: str = "") -> Revision:
             f"{db.label}: the tables store and revision must have a row each: INSERT INTO store (generation) "
             "VALUES ('NEW'); INSERT INTO revision (id, revision, confirmed) VALUES (1, 1, 0)"
         )
-    return Revision(rows[0]["generation"], rows[0]["revision"], rows[0]["confirmed"])
+    try:
+        return Revision(*msgspec.convert([rows[0][name] for name in _REVISION], tuple[str, _Number, _Number]))
+    except msgspec.ValidationError as error:
+        raise SourceError(f"{db.label}: the tables store and revision hold what is no revision: {error}") from None
 
 
 def read_rows(db: Dialect) -> Rows:
@@ -297,7 +303,8 @@ def _from_json(text: Any) -> Any:
 def as_text(value: Any) -> Any:
     """A column's value with its bytes read as UTF-8; one row that is none must not hide all the others."""
     if not isinstance(value, bytes):
-        return value
+        # Past 64 bits it could be put into no snapshot, and would stop all the rest.
+        return value if not isinstance(value, int) or -(1 << 63) <= value < 1 << 64 else "\x1a"
     try:
         return value.decode()
     except UnicodeDecodeError:

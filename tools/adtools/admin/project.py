@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -181,7 +181,8 @@ def database(source: str) -> dict[str, Any]:
             # IMMEDIATE waits its turn at the start; a read turned into a write could not wait.
             "OPTIONS": {"timeout": BUSY_TIMEOUT_S, "transaction_mode": "IMMEDIATE"},
         }
-    arguments: Mapping[str, Any] = parse_url(source)[0]
+    arguments: dict[str, Any] = parse_url(source)[0]
+    names = ("db", "user", "passwd", "unix_socket", "host", "port")
     return {
         "ENGINE": "django.db.backends.mysql",
         "NAME": arguments["db"],
@@ -193,6 +194,8 @@ def database(source: str) -> dict[str, Any]:
         "CONN_MAX_AGE": 60,
         "CONN_HEALTH_CHECKS": True,
         "OPTIONS": {
+            # TLS, and what the server may ask for: as the servers have it.
+            **{name: value for name, value in arguments.items() if name not in names},
             "charset": "utf8mb4",
             "init_command": "SET sql_mode = 'STRICT_TRANS_TABLES'",
             "isolation_level": "repeatable read",
