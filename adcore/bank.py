@@ -14,7 +14,7 @@ from adcore.background import BackgroundThread
 from adcore.counterfile import CounterFile
 from adcore.counts import CounterState
 from adcore.sources import open_store
-from adcore.sources.child import Asker, Child
+from adcore.sources.child import Asker, Child, within_its_memory
 from adcore.sources.memcached import Memcached
 from adcore.tally import Answer, Ask, Tally
 
@@ -35,13 +35,15 @@ class Places(msgspec.Struct, frozen=True):
     source: str
     memcached: str | None
     memcached_prefix: str
+    memory_bytes: int = 0
+    """Of the process itself; a server of an earlier version gives none."""
 
 
 class TallyProcess(Child):
     """The process, seen from the server; used like the Tally that it has."""
 
     def __init__(self, places: Places, lock_fds: tuple[int, ...]) -> None:
-        super().__init__("adcore.bank", "counts", _encode(places), lock_fds)
+        super().__init__("adcore.bank", "counts", _encode(places), lock_fds, places.memory_bytes)
 
     def exchange(self, ask: Ask, own: Sequence[CounterState]) -> tuple[Answer, list[CounterState]]:
         """As Tally.exchange. Raises ChildError when the process ended; the next one knows nothing of what was told."""
@@ -72,4 +74,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with within_its_memory():
+        main()

@@ -91,6 +91,7 @@ class Config:
     state_dir: Path
     pid_file: Path | None
     workers: int
+    helper_bytes: int
     graceful_timeout: float
 
     # Not settings: where each value came from, and what to read again on HUP.

@@ -73,6 +73,7 @@ from adcore.sources import open_store
 from adcore.sources.lastgood import LastGood
 from adcore.sources.loader import Loader, Sources
 from adcore.sources.refresh import Refresher, in_slices
+from adcore.sources.seal import SNAPSHOT_PURPOSE
 from adcore.state import State
 from adcore.tally import Ask, Tally
 from adcore.teller import Teller
@@ -109,6 +110,7 @@ FIXED_SETTINGS = (
     *("archive_dir", "archive_days", "archive_bytes"),
     *("header_timeout", "idle_timeout"),
     "click_window",
+    "helper_bytes",
 )
 
 
@@ -170,7 +172,7 @@ class Server:
         config = self.config
         self._listen_to_signals()
         make_state_dir(config)
-        keyring = KeyRing.load_or_create(config.secret_file)
+        self.keyring = keyring = KeyRing.load_or_create(config.secret_file)
         if config.source_is_default and install_sample_inventory(config.source):
             log.info("serving the sample inventory, from %s", config.source)
         with contextlib.ExitStack() as on_exit:
@@ -329,7 +331,7 @@ class Server:
             Loader(
                 Sources(
                     *(config.source, config.memcached, config.memcached_prefix, owner, str(last_good.path)),
-                    *(str(config.archive_dir), config.archive_days, config.archive_bytes),
+                    *(str(config.archive_dir), config.archive_days, config.archive_bytes, config.helper_bytes),
                 )
             ),
             last_good,
@@ -337,6 +339,7 @@ class Server:
             use=self._use_table,
             interval_s=config.refresh,
             uniform=random.random,
+            seals=lambda: self.keyring.derive_each(SNAPSHOT_PURPOSE),
         )
 
     def _restore_counts(self) -> None:
@@ -355,6 +358,7 @@ class Server:
             config.source,
             config.memcached,
             config.memcached_prefix,
+            config.helper_bytes,
         )
         labels = {"files": str(config.state_dir), "store": open_store(config.source).label}
         if config.memcached is not None:
@@ -367,6 +371,7 @@ class Server:
             interval_s=config.refresh,
             labels=labels,
             uniform=random.random,
+            seals=lambda: self.keyring.derive_each(b"adcore counts"),
         )
 
     def _use_table(self, table: AdTable) -> Steps[None]:
@@ -538,6 +543,7 @@ class Server:
             self.reload_error = str(error)
         else:
             self.reload_error = None
+            self.keyring = keyring
             self.calendar = self.state.counters.calendar = calendar
             self.http.handler = self.handlers = handlers
             self.http.trusted_peers = config.trusted_peers

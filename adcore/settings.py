@@ -568,6 +568,13 @@ SECTIONS: dict[str, tuple[Setting, ...]] = {
             "one per core that nginx leaves free; above 1 a parent holds the socket and replaces them on HUP",
         ),
         Setting(
+            "helper_bytes",
+            _size(256 << 20, 1 << 40),
+            1 << 30,
+            "address space of each process beside the server: the one that loads tables, the one that exchanges counts",
+            "100,000 creatives take 0.3 GiB; an answer without end from a store or memcached comes to an end here",
+        ),
+        Setting(
             "graceful_timeout",
             _seconds(0, 3600),
             10.0,

@@ -1,39 +1,26 @@
 """How processes and hosts count together: the protocol of the counts in files, memcached and the database.
 
 Each process alone writes one counter file of its host (counterfile.py) and owns the counts in it, which only rise.
-All that others tell is a lower bound of what was delivered: the counts of the host's other files; the counters in
-memcached, to which every process adds its own; what `adctl collect` has put into the database, some time after it
-happened. The largest of lower bounds is one too, so nothing is counted twice, and as long as a process remembers the
-largest it never goes back. With own(p) for the counts in process p's file, and in all of one host's files,
+All that others tell is a lower bound of what was delivered: the counts of the host's other files; what the files of
+other hosts have, as their processes publish it in memcached (published.py); what `adctl collect` has put into the
+database, some time after it happened. The largest of lower bounds is one too, so nothing is counted twice, and as long
+as a process remembers the largest it never goes back. With own(f) for the counts in file f,
 
-    delivered = own(this process) + sum of own(p) of the host's other files + elsewhere
-    elsewhere = max(the counter in memcached - what this host's files have in it,
+    delivered = own(this process's file) + sum of own(f) of the host's other files + elsewhere
+    elsewhere = max(sum of own(f) of the other hosts' files,
                     the database's figure - own counts of this host's files, elsewhere before)
 
 for the impressions and clicks of each campaign, in all and of the local day. `elsewhere` is kept in the file too.
 
-memcached. A counter's key is PREFIX count1: STORE : CAMPAIGN [: DATE] : i|c, STORE being a hash of the store's
-generation, DATE the local day as the process that counts sees it: a host whose clock differs adds to the day that it
-is counting for. 40 bits of the value are the count, those above it a tag that whoever makes the counter (`add`) draws
-at random. The tag is how everybody notices that a counter was lost (flushed, evicted, expired, restarted) and made
-again: the file says how much of the counter with which tag is its own, so what is due is the difference if the tag is
-the same, and all of it if it is another. `incr` answers with the new value and so with the tag of what it raised,
-also when that has just become another one; on a counter that is missing it does nothing, and the next pass makes it.
-Of two processes that make it at once, one's `add` fails, and it adds to the other's in its next pass. So one rule
-covers first deliveries, new days, single counters that were evicted and a memcached that was lost as a whole.
+memcached. A file is a member of those that count together. Its identity is drawn with its first exchange and kept in
+the file beside the counts, so the counts and who has them are lost together or not at all. Whoever holds the file
+publishes all of its counts with each exchange; what nobody holds (fewer workers than before) is published by any other
+process of the host. To publish twice, or again after memcached was flushed, changes nothing, and what is lost comes
+back by itself within an exchange. Everything is signed: without the secret nobody can add to the counts, and what is
+taken away or put back to an earlier state is a lower bound still.
 
-At most once. What is about to be sent is first saved as having arrived, so that a process that dies on the way, or is
-not answered, leaves at most its last interval out of memcached, never twice in it; the host's files have it, and the
-others get it from the database, or when the counter is made anew. Where it may have gone to the counter's next
-incarnation that much is left out there as well (the third number in `Kept.shared`). What a killed process has not
-saved (one interval) is in the delivery log only: the database brings it back. Without a disk to save to nothing is
-sent.
-
-Files that no process has any more (fewer workers than before) are still due after memcached was lost: whoever finds
-one of them free takes its lock and adds what is due for it.
-
-The order matters in two places. Files are saved before memcached is told and read after it was asked, so that what is
-in a counter is in the file already, and is never taken for somebody else's. For the same reason the database's
+The order matters in two places. Files are saved before they are published and read after memcached was asked, so that
+a member of this host is known to be one, and is never taken for somebody else. For the same reason the database's
 figures wait until each process of the host has saved what they may contain (COLLECTED_WAIT exchanges).
 
 Everything here blocks, and knows neither the loop nor the process it runs in (bank.py).
@@ -45,40 +32,27 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from datetime import date
-from hashlib import blake2b
 from pathlib import Path
-from typing import NamedTuple, Protocol
 
 import msgspec
 
 from adcore.counterfile import CounterFile, Kept
 from adcore.counts import NOTHING, ZERO, CounterState, Figures, add_to_parts, figures
 from adcore.errors import SourceError, StartError
+from adcore.published import Cache, Published, member_name
 from adcore.sources import Note
-from adcore.sources.memcached import Add, Increase
+from adcore.sources.seal import Seals
 
-COUNT_BITS = 40
-TAG_BITS = 24
-# Two suffice unless counters are lost at this very moment; what is left then is due at the next exchange.
-PASSES_MAX = 3
-# memcached's own limit for a relative time. A counter that expires is made anew like any that is lost.
-TOTAL_EXPIRE_S = 30 * 86400
-# A day, wherever a clock stands, and one to spare.
-DAY_EXPIRE_S = 2 * 86400
+# A file's identity: of some hundred files two have the same one in 10^13 years.
+MEMBER_BITS = 60
 COLLECTED_EVERY_S = 30.0
 COLLECTED_WAIT = 3
 
-UNSHARED = (0, 0, 0)
+# In Kept.shared, where the counters in memcached of earlier versions are, whose names have a colon.
+MEMBER = "member"
+
 Collect = Callable[[Sequence[str], str], Mapping[str, Figures]]
 """What is collected of these campaigns, with a local date (results.read_delivered)."""
-
-
-class Cache(Protocol):
-    """memcached. Each call may raise SourceError, after which its commands may have been done or not."""
-
-    def counters(self, keys: Sequence[str]) -> dict[str, int]: ...
-
-    def count(self, commands: Sequence[Add | Increase]) -> list[int | None]: ...
 
 
 class Ask(msgspec.Struct, frozen=True):
@@ -90,22 +64,14 @@ class Ask(msgspec.Struct, frozen=True):
     """Of the store whose table is served; None when there is none yet."""
     wanted: dict[str, bool] | None
     """The campaigns with limits, and whether any of these is in clicks; None: as before."""
+    seals: tuple[bytes, ...] = ()
+    """The keys that sign counts (Seals). Without any, nothing is exchanged in memcached."""
 
 
 class Answer(msgspec.Struct, frozen=True):
     """How the sources did ("memcached", "store", "files"); parts follow."""
 
     notes: tuple[Note, ...]
-
-
-class _Key(NamedTuple):
-    campaign: str
-    figure: int
-    """Which of the Figures."""
-    name: str
-    """In Kept.shared."""
-    full: str
-    """In memcached."""
 
 
 class _Book:
@@ -120,15 +86,13 @@ class _Book:
         self.kept.counts.update(own)
         self._saved = False
 
-    def own(self, key: _Key, day: int) -> int:
-        return figures(self.kept.counts.get(key.campaign, NOTHING), day)[key.figure]
+    @property
+    def member(self) -> int:
+        return _member(self.kept)
 
-    def shared(self, key: _Key) -> tuple[int, int, int]:
-        return self.kept.shared.get(key.name, UNSHARED)
-
-    def note_shared(self, key: _Key, entry: tuple[int, int, int]) -> None:
-        if self.shared(key) != entry:
-            self.kept.shared[key.name] = entry
+    def join(self, draw_member: Callable[[], int]) -> None:
+        if not self.member:
+            self.kept.shared[MEMBER] = (draw_member(), 0, 0)
             self._saved = False
 
     def raise_elsewhere(self, campaign: str, to: Figures, day: int) -> None:
@@ -140,7 +104,7 @@ class _Book:
             self._saved = False
 
     def forget_days(self, day: int) -> None:
-        """Let the counters of old days go. A clock that is set back over midnight finds what it had."""
+        """Let go of what an earlier version knew of the counters of old days; it may come back, for the other days."""
         kept = {date.fromordinal(day + days).isoformat() for days in (-1, 0, 1)}
         for name in [name for name in self.kept.shared if name.count(":") == 2 and name.split(":")[1] not in kept]:
             del self.kept.shared[name]
@@ -165,19 +129,17 @@ class Tally:
         prefix: str = "",
         collect: Collect | None = None,
         executor: Executor | None = None,
-        draw_tag: Callable[[], int] = lambda: random.getrandbits(TAG_BITS),
+        draw_member: Callable[[], int] = lambda: random.getrandbits(MEMBER_BITS) | 1,
         clock_monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         """`collect` runs in `executor`: a database that hangs holds up nothing else."""
         self._file = file
-        self._cache = cache
-        self._prefix = prefix
-        self._draw_tag = draw_tag
+        self._published = None if cache is None else Published(cache, prefix)
+        self._draw_member = draw_member
         self._book = _Book(file)
         self._day = 0
         self._generation: str | None = None
         self._wanted: dict[str, bool] = {}
-        self._keys: list[_Key] = []
         self._answered: CounterState = {}
         self._notes: dict[str, str | None] = {}
         self._collected = (
@@ -199,14 +161,21 @@ class Tally:
         self._turn_to(ask)
         for part in own:
             self._book.take(part)
-        seen = self._share()
-        self._save()
+        published = self._published if ask.generation is not None and ask.seals else None
+        if published is not None:
+            self._book.join(self._draw_member)
+        saved = self._save()
+        if published is not None:
+            published.use(Seals(ask.seals), ask.generation or "", ask.day)
+            reached = self._exchange_with_others(published, saved)
         files, problems = self._file.others()
         if problems:
             self._notes["files"] = problems[0]
         host = self._sum(files)
-        if seen is not None:
-            self._share_for(self._compare(seen, files))
+        if published is not None:
+            if reached:
+                self._publish_for_others(published, files)
+            self._take_others(published, files)
         if self._collected is not None:
             self._take_collected(self._collected, host)
         notes = tuple(Note(source, error) for source, error in self._notes.items())
@@ -219,13 +188,6 @@ class Tally:
         self._day, self._generation = ask.day, ask.generation
         if ask.wanted is not None:
             self._wanted = ask.wanted
-        # Another store's counts are other counts. A generation may be any text, a key may not.
-        scope = f"{self._prefix}count1:{blake2b((ask.generation or '').encode(), digest_size=8).hexdigest()}:"
-        self._keys = [
-            _Key(campaign, figure, name, scope + name)
-            for campaign, clicks in self._wanted.items()
-            for figure, name in _names(campaign, ask.day, clicks)
-        ]
         if new_day:
             self._book.forget_days(ask.day)
         inherited, self._inherited = self._inherited, []
@@ -235,112 +197,58 @@ class Tally:
 
     # memcached
 
-    def _share(self) -> dict[str, int] | None:
-        """Add what is due; the counters' values by name. None when memcached cannot be asked."""
-        if self._cache is None or self._generation is None:
-            return None
+    def _exchange_with_others(self, published: Published, saved: bool) -> bool:
+        """Publish this process's counts, and read those of others; whether memcached did what it was asked."""
         try:
-            seen = self._add_due(self._cache, self._book)
+            published.begin()
+            own = self._limited(self._book.kept)
+            if own:
+                published.announce(self._book.member)
+            # Before this process's own counts are there again: a copy of its file would be hidden by them.
+            published.read()
+            if saved:
+                # What is not on disk could be lost after others have seen it, and would then be hidden behind that.
+                published.publish(self._book.member, own)
         except SourceError as error:
             self._notes["memcached"] = str(error)
-            return None
-        except OSError as error:
-            self._note_unsaved(error)
-            return None
-        self._notes["memcached"] = None
-        return seen
-
-    def _add_due(self, cache: Cache, book: _Book) -> dict[str, int]:
-        """Add what is due of a book; the values seen. Raises SourceError, and OSError when it can't be saved."""
-        seen: dict[str, int] = {}
-        left: Sequence[_Key] = self._keys
-        for _ in range(PASSES_MAX):
-            values = cache.counters([key.full for key in left])
-            before = {key: book.shared(key) for key in left}
-            tag = self._draw_tag()
-            due = [(key, self._due(book, key, values.get(key.full), tag)) for key in left]
-            seen.update((key.name, values[key.full]) for key in left if key.full in values)
-            sent = [(key, command) for key, command in due if command is not None]
-            if not sent:
-                break
-            try:
-                book.save()
-            except OSError:
-                for key, entry in before.items():
-                    book.note_shared(key, entry)
-                raise
-            answers = cache.count([command for _, command in sent])
-            seen.update((key.name, value) for (key, _), value in zip(sent, answers, strict=True) if value is not None)
-            left = [
-                key
-                for (key, command), value in zip(sent, answers, strict=True)
-                if not self._note_done(book, key, command, value)
-            ]
-        return seen
-
-    def _due(self, book: _Book, key: _Key, value: int | None, tag: int) -> Add | Increase | None:
-        """What to send for a counter that has this value, noted as if it had arrived; `tag` is for a new one."""
-        own = book.own(key, self._day)
-        if value is None:
-            if own == 0:
-                return None
-            book.note_shared(key, (tag, own, 0))
-            return Add(key.full, tag << COUNT_BITS | own, TOTAL_EXPIRE_S if key.figure < 2 else DAY_EXPIRE_S)
-        tag, told, doubt = value >> COUNT_BITS, *book.shared(key)[1:]
-        if book.shared(key)[0] == tag:  # noqa: SIM108
-            # A count that has become less began again: the clock was set back over midnight.
-            there = told if told <= own else 0
-        else:
-            there = min(doubt, own)
-        if own > there:
-            book.note_shared(key, (tag, own, own - there))
-            return Increase(key.full, own - there)
-        if told:
-            book.note_shared(key, (tag, there, 0))
-        return None
-
-    def _note_done(self, book: _Book, key: _Key, command: Add | Increase, value: int | None) -> bool:
-        """Note the answer to a command; whether nothing more is due."""
-        tag, told, _ = book.shared(key)
-        if isinstance(command, Increase) and value is not None and value >> COUNT_BITS != tag:
-            # It was lost and made again since it was read, and has no more of ours than this.
-            book.note_shared(key, (value >> COUNT_BITS, command.by, 0))
             return False
-        # Where nothing was done the counter with this tag is gone for good, and with it what it had.
-        book.note_shared(key, (tag, told, 0))
-        return value is not None
+        self._notes["memcached"] = published.problem
+        return True
 
-    def _compare(self, seen: Mapping[str, int], files: Mapping[Path, Kept]) -> list[Path]:
-        """Raise `elsewhere` to what memcached has beyond this host's files; those of them that have something due."""
-        due = set()
-        for key in self._keys:
-            value = seen.get(key.name)
-            mine = _part(self._book.kept, key, self._day, value)
-            of_host, known = mine.there, mine.known
-            for path, kept in files.items():
-                other = _part(kept, key, self._day, value)
-                of_host += other.there
-                known = known and other.known
-                if other.due:
-                    due.add(path)
-            if value is not None and known:
-                self._raise_figure(key.campaign, key.figure, (value & (1 << COUNT_BITS) - 1) - of_host)
-        return sorted(due)
-
-    def _share_for(self, paths: Iterable[Path]) -> None:
-        """Add what is due for those of these files that no process has."""
-        assert self._cache is not None
-        for path in paths:
+    def _publish_for_others(self, published: Published, files: Mapping[Path, Kept]) -> None:
+        """Publish the counts of those of these files that no process has, where memcached lacks them."""
+        for path, kept in files.items():
+            member = _member(kept)
+            if member and not published.lacks(member, self._limited(kept)):
+                continue  # its lock stays free for a process that starts
             try:
                 with self._file.taken(path) as file:
                     if file is not None:
                         book = _Book(file)
-                        self._add_due(self._cache, book)
+                        book.join(self._draw_member)
                         book.save()
+                        published.publish(book.member, self._limited(book.kept))
             except SourceError as error:
                 self._notes["memcached"] = str(error)
+                return
             except (OSError, StartError) as error:
-                self._notes["files"] = f"cannot add what is due for {path}: {error}"
+                self._notes["files"] = f"cannot publish the counts of {path}: {error}"
+
+    def _limited(self, kept: Kept) -> CounterState:
+        return {campaign: kept.counts[campaign] for campaign in self._wanted if campaign in kept.counts}
+
+    def _take_others(self, published: Published, files: Mapping[Path, Kept]) -> None:
+        """Raise `elsewhere` to what the other hosts' files have."""
+        members = {self._book.member, *map(_member, files.values())}
+        for campaign, found in published.sum_without(members).items():
+            self._book.raise_elsewhere(campaign, found, self._day)
+        own = published.known.get(self._book.member, {})
+        if any(counts[0] > self._book.kept.counts.get(campaign, NOTHING)[0] for campaign, counts in own.items()):
+            self._notes["memcached"] = (
+                f"memcached has more counts of {self._file.path} ({member_name(self._book.member)}) than the file: an "
+                "earlier copy was restored, or another host has a copy and both count as one; stop one, and remove its "
+                "file"
+            )
 
     # What others have
 
@@ -385,31 +293,18 @@ class Tally:
                 add_to_parts(parts, campaign, counts)
         return parts
 
-    def _save(self) -> None:
+    def _save(self) -> bool:
         try:
             self._book.save()
         except OSError as error:
-            self._note_unsaved(error)
-
-    def _note_unsaved(self, error: OSError) -> None:
-        self._notes["files"] = f"cannot save the delivery counts in {self._file.path}: {error.strerror}"
-
-
-class _Part(NamedTuple):
-    """What a counter in memcached has of a file."""
-
-    there: int
-    known: bool
-    """False: it was made again since, and nobody knows what it had of the file then."""
-    due: bool
+            self._notes["files"] = f"cannot save the delivery counts in {self._file.path}: {error.strerror}"
+            return False
+        return True
 
 
-def _part(kept: Kept, key: _Key, day: int, value: int | None) -> _Part:
-    own = figures(kept.counts.get(key.campaign, NOTHING), day)[key.figure]
-    tag, there, _ = kept.shared.get(key.name, UNSHARED)
-    if value is None or value >> COUNT_BITS != tag:
-        return _Part(0, there == 0, own > 0)
-    return _Part(there, True, own > there)
+def _member(kept: Kept) -> int:
+    """Whose the counts are, for other hosts; 0 before it has joined them."""
+    return kept.shared.get(MEMBER, (0, 0, 0))[0]
 
 
 class _Collected:
@@ -443,10 +338,3 @@ class _Collected:
         if day == self._day:
             return found
         return {campaign: (theirs[0], theirs[1], 0, 0) for campaign, theirs in found.items()}
-
-
-def _names(campaign: str, day: int, clicks: bool) -> list[tuple[int, str]]:
-    """Of the counters that a campaign's limits need: which figure each is, and its name."""
-    today = date.fromordinal(day).isoformat()
-    names = [(0, f"{campaign}:i"), (2, f"{campaign}:{today}:i")]
-    return [*names, (1, f"{campaign}:c"), (3, f"{campaign}:{today}:c")] if clicks else names

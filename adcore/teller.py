@@ -51,7 +51,8 @@ class Teller:
     """Keeps the counters in touch with others; `start`, `run` until cancelled, `close`.
 
     `generation` tells that of the store whose table is served. `labels` are the names of the sources for people, by
-    what a Note calls them. `uniform` gives a random number in [0, 1).
+    what a Note calls them. `seals` gives the keys that sign counts in memcached. `uniform` gives a random number in
+    [0, 1).
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Teller:
         labels: Mapping[str, str],
         uniform: Callable[[], float],
         clock_wall: Callable[[], float] = time.time,
+        seals: Callable[[], tuple[bytes, ...]] = tuple,
     ) -> None:
         self.interval_s = interval_s
         self._bank = bank
@@ -73,6 +75,7 @@ class Teller:
         self._generation = generation
         self._uniform = uniform
         self._clock = clock_wall
+        self._seals = seals
         self._thread = BackgroundThread("counts")
         self._one_at_a_time = asyncio.Lock()
         self._limited: Mapping[str, Campaign] | None = None
@@ -166,7 +169,7 @@ class Teller:
         }
 
     def _ask(self, wanted: dict[str, bool] | None) -> Ask:
-        return Ask(self._counters.calendar.moment(self._clock()).day, self._generation(), wanted)
+        return Ask(self._counters.calendar.moment(self._clock()).day, self._generation(), wanted, self._seals())
 
     def _take_in(self, parts: Iterable[CounterState]) -> Steps[None]:
         for part in parts:

@@ -110,6 +110,10 @@ class KeyRing:
         """A key for a purpose of its own (at most 16 bytes of name), from the one that signs."""
         return blake2b(key=next(iter(self.keys.values())), person=purpose, digest_size=KEY_BYTES).digest()
 
+    def derive_each(self, purpose: bytes) -> tuple[bytes, ...]:
+        """The same from every key, the one that signs first."""
+        return tuple(blake2b(key=key, person=purpose, digest_size=KEY_BYTES).digest() for key in self.keys.values())
+
     def signers(self, purpose: bytes) -> "dict[str, Signer]":
         """By key id, for a purpose of at most 16 bytes."""
         return {key_id: Signer(key, purpose) for key_id, key in self.keys.items()}

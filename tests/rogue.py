@@ -11,8 +11,7 @@ from types import TracebackType
 from typing import Self
 
 GREETING_SALT = b"12345678", b"901234567890\0"
-# LONG_PASSWORD, CONNECT_WITH_DB, LOCAL_FILES, PROTOCOL_41, TRANSACTIONS, SECURE_CONNECTION, PLUGIN_AUTH and DEPRECATE_EOF's
-# opposite: what every client of today understands.
+# LONG_PASSWORD, CONNECT_WITH_DB, LOCAL_FILES, PROTOCOL_41, TRANSACTIONS, SECURE_CONNECTION and PLUGIN_AUTH.
 CAPABILITIES = 0x1 | 0x8 | 0x80 | 0x200 | 0x2000 | 0x8000 | 0x80000
 OK = b"\0\0\0\2\0\0\0"
 
@@ -20,7 +19,9 @@ OK = b"\0\0\0\2\0\0\0"
 class Rogue:
     """Listens on a unix socket or on a free port of 127.0.0.1, and has `serve` talk to each that connects."""
 
-    def __init__(self, serve: Callable[[socket.socket], None], path: Path | None = None, host: str = "127.0.0.1") -> None:
+    def __init__(
+        self, serve: Callable[[socket.socket], None], path: Path | None = None, host: str = "127.0.0.1"
+    ) -> None:
         self._serve = serve
         self._listener = socket.socket(socket.AF_INET if path is None else socket.AF_UNIX)
         self._listener.bind((host, 0) if path is None else str(path))

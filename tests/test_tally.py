@@ -14,6 +14,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -21,12 +22,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from adcore.core.adtable import finish
 from adcore.core.calendar import Calendar, Moment
-from adcore.counterfile import CounterFile
+from adcore.counterfile import CounterFile, Kept
 from adcore.counters import Counters
-from adcore.counts import Figures
+from adcore.counts import CounterState, Figures, figures
 from adcore.errors import SourceError
-from adcore.sources.memcached import Add, Increase
-from adcore.tally import COLLECTED_EVERY_S, COLLECTED_WAIT, COUNT_BITS, Ask, Tally
+from adcore.published import BUCKETS, LIST_BYTES_MAX, RECORD_BYTES, member_name
+from adcore.sources.seal import Seals
+from adcore.tally import COLLECTED_EVERY_S, COLLECTED_WAIT, MEMBER, Answer, Ask, Tally
 from tests.test_counters import table
 
 FIRST_DAY = date(2026, 11, 1).toordinal()
@@ -35,7 +37,9 @@ LIMITED = table(
     goal={"impressions": 10**9, "clicks": 10**9}, daily_cap={"impressions": 10**9, "clicks": 10**9}, weight=1
 )
 CALENDAR = Calendar(UTC)
-SCOPE = f"p:count1:{blake2b(b'g', digest_size=8).hexdigest()}:"
+SCOPE = f"p:count2:{blake2b(b'g', digest_size=8).hexdigest()}:"
+KEY = b"secret" * 5
+SEALS = Seals([KEY])
 
 
 class Killed(BaseException):
@@ -43,43 +47,45 @@ class Killed(BaseException):
 
 
 class FakeMemcached:
-    """memcached's own rules, with an accident before the Nth command of the next `count`."""
+    """memcached's own rules, with an accident before the Nth step of what is asked next."""
 
     label = "memcached"
 
     def __init__(self) -> None:
-        self.values: dict[str, int] = {}
+        self.values: dict[str, bytes] = {}
         self.away = False
         self.accident: tuple[int, Callable[[], None]] | None = None
-        self.tags = 0
 
-    def draw_tag(self) -> int:
-        self.tags += 1
-        return self.tags
+    def begin(self, seconds: float, bytes_max: int) -> None:
+        pass
 
-    def counters(self, keys: Sequence[str]) -> dict[str, int]:
-        if self.away:
-            raise SourceError("memcached is away")
+    def get_many(self, keys: Sequence[str]) -> dict[str, bytes]:
+        self._step()
         return {key: self.values[key] for key in keys if key in self.values}
 
-    def count(self, commands: Sequence[Add | Increase]) -> list[int | None]:
-        accident, self.accident = self.accident, None
-        done = [
-            accident[1]() or self._do(command) if accident and accident[0] == number else self._do(command)
-            for number, command in enumerate(commands)
-        ]
-        if accident and accident[0] >= len(commands):
-            accident[1]()
-        return done
+    def set_many(self, values: Mapping[str, bytes], expire_s: int) -> None:
+        for key, value in values.items():
+            self._step()
+            self.values[key] = value
 
-    def _do(self, command: Add | Increase) -> int | None:
-        if isinstance(command, Add):
-            if command.key in self.values:
-                return None
-            self.values[command.key] = command.value
-        elif command.key in self.values:
-            self.values[command.key] += command.by
-        return self.values.get(command.key)
+    def append(self, key: str, value: bytes, expire_s: int) -> None:
+        self._step()
+        self.values[key] = self.values.get(key, b"") + value
+
+    def _step(self) -> None:
+        if self.away:
+            raise SourceError("memcached is away")
+        if self.accident is not None:
+            steps, happen = self.accident
+            self.accident = (steps - 1, happen) if steps else None
+            if not steps:
+                happen()
+
+    def buckets(self) -> Iterator[tuple[str, CounterState]]:
+        """The counts that are there, by key."""
+        for key, value in self.values.items():
+            if key.startswith(SCOPE) and key.removeprefix(SCOPE) not in ("signer", "members"):
+                yield key, msgspec.msgpack.decode(SEALS.unseal(key, value), type=CounterState)
 
 
 class AtOnce(Executor):
@@ -97,6 +103,7 @@ class Host:
         folder.mkdir()
         self.path = folder / "counts.json"
         self.days_ahead = 0
+        self.seals: tuple[bytes, ...] = (KEY,)
         self.processes: list[Process] = []
 
 
@@ -115,13 +122,13 @@ class Process:
             "p:",
             world.read_collected,
             AtOnce(),
-            draw_tag=world.memcached.draw_tag,
             clock_monotonic=world.clock,
         )
         self.counters.restore(self.tally.own)
         self.counters.use(LIMITED, self.moment)
         self.knows_limits = False
         self.exchanged = 0
+        self.answer = Answer(())
         self.seen: tuple[int, Figures] = (0, (0, 0, 0, 0))
         self.exchange(None)
 
@@ -146,8 +153,8 @@ class Process:
     def exchange(self, generation: str | None = "g") -> None:
         self.counters.turn(self.moment)
         wanted = None if self.knows_limits else {"c": True}
-        ask = Ask(self.moment.day, generation, wanted)
-        _, parts = self.tally.exchange(ask, finish(self.counters.untold()))
+        ask = Ask(self.moment.day, generation, wanted, self.host.seals)
+        self.answer, parts = self.tally.exchange(ask, finish(self.counters.untold()))
         self.knows_limits = True
         self.exchanged += 1
         for part in parts:
@@ -234,7 +241,7 @@ class World(RuleBasedStateMachine):
     @precondition(lambda self: self.processes)
     @rule(
         number=st.integers(0, 8),
-        command=st.integers(0, 4),
+        command=st.integers(0, 6),
         what=st.sampled_from(["killed", "unanswered", "flushed", "evicted", "another"]),
         other=st.integers(0, 8),
     )
@@ -245,7 +252,6 @@ class World(RuleBasedStateMachine):
             if what == "killed":
                 raise Killed
             if what == "unanswered":
-                self.something_lost = True
                 raise SourceError("memcached does not answer")
             if what == "flushed":
                 self.memcached.values.clear()
@@ -328,20 +334,19 @@ class World(RuleBasedStateMachine):
         for process in self.processes:
             assert process.figures() == figures_of(self.delivered, process.moment.day)
         if not self.something_lost:
-            assert all(figure == delivered for figure, delivered in self.counters_and_delivered())
+            assert all(there == delivered for there, delivered in self.published_and_delivered())
 
-    def counters_and_delivered(self) -> Iterator[tuple[int, int]]:
-        """What each counter in memcached has, and what it should have at most."""
+    def published_and_delivered(self) -> Iterator[tuple[int, int]]:
+        """What memcached has in all, and what it should have at most."""
         for process in self.processes:
-            today = date.fromordinal(process.moment.day).isoformat()
-            delivered = figures_of(self.delivered, process.moment.day)
-            for name, figure in zip(("i", "c", f"{today}:i", f"{today}:c"), delivered, strict=True):
-                yield self.memcached.values.get(f"{SCOPE}c:{name}", 0) & (1 << COUNT_BITS) - 1, figure
+            day = process.moment.day
+            there = [figures(counts, day) for _, part in self.memcached.buckets() for counts in part.values()]
+            yield from zip(map(sum, zip(*there, strict=True)), figures_of(self.delivered, day), strict=False)
 
     @invariant()
     def nothing_is_in_memcached_twice(self) -> None:
         if hasattr(self, "hosts"):
-            assert all(figure <= delivered for figure, delivered in self.counters_and_delivered())
+            assert all(there <= delivered for there, delivered in self.published_and_delivered())
 
     @invariant()
     def nobody_counts_too_much_or_goes_back(self) -> None:
@@ -388,100 +393,83 @@ def delivering(world: World, host: int, impressions: int = 0, clicks: int = 0) -
     return process
 
 
-def counter(world: World, name: str = "c:i") -> int:
-    return world.memcached.values[SCOPE + name] & (1 << COUNT_BITS) - 1
+def published(world: World) -> int:
+    """Impressions in memcached."""
+    return sum(counts[0] for _, part in world.memcached.buckets() for counts in part.values())
 
 
-def test_a_counter_that_another_made_again_gets_all_that_is_due(world: World) -> None:
+def memcached_problem(process: Process) -> str | None:
+    (problem,) = [note.error for note in process.answer.notes if note.source == "memcached"]
+    return problem
+
+
+def bucket_of(world: World, process: Process) -> str:
+    (key,) = [key for key in world.memcached.values if f"{SCOPE}{member_name(process.tally._book.member)}:" in key]
+    return key
+
+
+def test_what_memcached_lost_is_there_again_after_an_exchange(world: World) -> None:
     a, b = delivering(world, 0, 3), delivering(world, 1, 4)
     world.memcached.values.clear()
     a.exchange()
     b.exchange()
-    assert counter(world) == counter(world, f"c:{date.fromordinal(world.day)}:i") == 7
+    assert published(world) == 7
+    assert delivering(world, 2).figures()[0] == 7
 
 
-def between(world: World, a: Process, b: Process, answered: bool) -> None:
-    """Have `a` exchange while the counters are lost and `b` makes them again, between what `a` reads and tells."""
-    count = world.memcached.count
-
-    def interrupted(commands: Sequence[Add | Increase]) -> list[int | None]:
-        world.memcached.count = count  # type: ignore[method-assign]
-        world.memcached.values.clear()
-        b.exchange()
-        done = count(commands)
-        if not answered:
-            raise SourceError("no answer")
-        return done
-
-    world.memcached.count = interrupted  # type: ignore[method-assign]
-    a.exchange()
-
-
-def test_what_went_into_a_counter_that_was_just_made_again_is_noticed_by_its_answer(world: World) -> None:
-    a, b = delivering(world, 0, 3), delivering(world, 1, 4)
-    a.deliver(2, 0)
-    between(world, a, b, answered=True)
-    assert counter(world) == 9
-
-
-def test_what_may_have_gone_there_and_was_not_answered_is_not_sent_again(world: World) -> None:
-    a, b = delivering(world, 0, 3), delivering(world, 1, 4)
-    a.deliver(2, 0)
-    between(world, a, b, answered=False)
-    a.exchange()
-    assert counter(world) == 9
-
-
-def test_what_was_surely_not_counted_is_sent_again(world: World) -> None:
-    a, b = delivering(world, 0, 3), delivering(world, 1, 4)
-    a.deliver(2, 0)
-    counters = world.memcached.counters
-
-    def made_by_b(keys: Sequence[str]) -> dict[str, int]:
-        if not world.memcached.values:
-            world.memcached.counters = counters  # type: ignore[method-assign]
-            b.exchange()
-        return counters(keys)
-
-    world.memcached.counters = made_by_b  # type: ignore[method-assign]
-    world.memcached.accident = 0, world.memcached.values.clear
-    a.exchange()
-    assert counter(world) == 9
-
-
-def test_what_a_file_had_in_a_counter_of_before_is_not_taken_for_somebody_elses(world: World) -> None:
-    a, b = delivering(world, 0, 0, 1), delivering(world, 0, 3)
-    a.deliver(0, 1)
-
-    def lose_and_make_again() -> None:
-        del world.memcached.values[SCOPE + "c:i"]
-        b.exchange()
-
-    world.memcached.accident = 0, lose_and_make_again
-    a.exchange()
-    assert a.figures()[0] == 3
-
-
-def test_what_a_process_that_is_gone_had_counted_is_told_for_it(world: World) -> None:
+def test_what_a_process_that_is_gone_had_counted_is_published_for_it(world: World) -> None:
     gone, there = delivering(world, 0, 3), delivering(world, 0, 1)
     gone.end()
     world.memcached.values.clear()
     there.exchange()
-    assert counter(world) == 4
+    assert published(world) == 4
+    there.exchange()
     assert delivering(world, 1).figures()[0] == 4
 
 
-def test_counts_that_began_again_with_a_clock_set_back_are_told_as_new(world: World) -> None:
-    a = delivering(world, 0, 4)
-    world.hosts[0].days_ahead = 1
-    a.exchange()
-    world.hosts[0].days_ahead = 0
-    a.deliver(2, 0)
-    a.exchange()
-    assert counter(world, f"c:{date.fromordinal(world.day)}:i") == 6
+def test_a_file_that_nobody_holds_is_left_alone_while_memcached_has_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that starts at this moment would take another one, and there would be more and more of them."""
+    gone, there = delivering(world, 0, 3), delivering(world, 0, 1)
+    gone.end()
+    there.exchange()
+    monkeypatch.setattr(CounterFile, "taken", lambda self, path: pytest.fail("it was taken"))
+    there.exchange()
 
 
-def test_what_was_known_of_others_is_not_forgotten_while_counters_are_made_again(world: World) -> None:
+def test_one_that_starts_again_is_the_same_member(world: World) -> None:
+    a, b = delivering(world, 0, 3), delivering(world, 1, 4)
+    for _ in range(3):
+        member = a.tally._book.member
+        a.end()
+        a = delivering(world, 0, 1)
+        assert a.tally._book.member == member
+    b.exchange()
+    assert (a.figures()[0], b.figures()[0]) == (10, 10)
+
+
+def test_a_file_that_was_removed_counts_from_zero_and_what_it_had_still_counts(world: World) -> None:
+    a = delivering(world, 0, 3)
+    a.end()
+    a.file.path.unlink()
+    a = delivering(world, 0, 1)
+    assert a.figures()[0] == 4
+    assert published(world) == 4
+
+
+def test_what_an_earlier_version_kept_is_there_for_the_way_back(world: World) -> None:
+    today = date.fromordinal(world.day).isoformat()
+    before = Kept({"c": (5, 0, world.day, 5, 0)}, {"c:i": (77, 5, 0), f"c:{today}:i": (78, 5, 0)})
+    CounterFile(world.hosts[0].path).save(before)
+    a = delivering(world, 0, 1)
+    kept = CounterFile(world.hosts[0].path).load()
+    assert {name: entry for name, entry in kept.shared.items() if name != MEMBER} == before.shared
+    assert kept.shared[MEMBER][0] == a.tally._book.member
+    assert published(world) == 6
+
+
+def test_what_was_known_of_others_is_not_forgotten_while_memcached_has_nothing(world: World) -> None:
     a, _ = delivering(world, 0, 1), delivering(world, 1, 5)
     a.exchange()
     world.memcached.values.clear()
@@ -489,6 +477,18 @@ def test_what_was_known_of_others_is_not_forgotten_while_counters_are_made_again
     for _ in range(3):
         a.exchange()
         assert a.figures()[0] == 7
+
+
+def test_a_member_that_has_gone_on_to_the_next_day_keeps_what_it_had_on_this_one(world: World) -> None:
+    a, ahead, b = delivering(world, 0), delivering(world, 1, 5), delivering(world, 2, 1)
+    a.exchange()
+    world.hosts[1].days_ahead = 1
+    ahead.deliver(2, 0)
+    ahead.exchange()
+    b.deliver(3, 0)
+    b.exchange()
+    a.exchange()
+    assert a.figures() == (11, 0, 9, 0)
 
 
 def test_what_the_database_has_waits_until_the_hosts_files_have_it(world: World) -> None:
@@ -502,3 +502,139 @@ def test_what_the_database_has_waits_until_the_hosts_files_have_it(world: World)
     for _ in range(2 * COLLECTED_WAIT + 6):
         a.exchange()
         assert a.figures()[0] == 1
+
+
+# What somebody else puts into memcached
+
+
+def seal(key: str, counts: object, seals: Seals = SEALS) -> bytes:
+    return seals.seal(key, msgspec.msgpack.encode(counts))
+
+
+@pytest.mark.parametrize(
+    ("forge", "problem"),
+    [
+        (lambda key: b"9" * 12, "not signed"),
+        (lambda key: msgspec.msgpack.encode({"c": (10**9, 0, FIRST_DAY, 10**9, 0)}), "another secret"),
+        (lambda key: seal(key, {"c": (10**9, 0, FIRST_DAY, 10**9, 0)}, Seals([b"guess" * 4])), "another secret"),
+        (lambda key: seal(key + "0", {"c": (10**9, 0, FIRST_DAY, 10**9, 0)}), "signature is wrong"),
+        (lambda key: seal(key, {"c": (10**9, 0, FIRST_DAY, 10**9, 0)})[:-1] + b"\1", "signature is wrong"),
+        (lambda key: seal(key, {"c": 10**9}), "ignored"),
+    ],
+)
+def test_counts_that_nobody_with_the_secret_has_written_count_for_nothing(
+    world: World, forge: Callable[[str], bytes], problem: str
+) -> None:
+    a, b = delivering(world, 0, 3), delivering(world, 1, 4)
+    a.exchange()
+    key = bucket_of(world, b)
+    world.memcached.values[key] = forge(key)
+    a.deliver(1, 0)
+    a.exchange()
+    assert a.figures()[0] == 8
+    assert problem in str(memcached_problem(a))
+    b.exchange()
+    a.exchange()
+    assert a.figures()[0] == b.figures()[0] == 8
+    assert memcached_problem(a) is None
+
+
+def test_genuine_counts_that_are_put_elsewhere_count_for_nothing(world: World) -> None:
+    """Of another member, bucket, store or day: what is signed is signed for its place."""
+    a, b, c = delivering(world, 0, 3), delivering(world, 1, 4), delivering(world, 2, 5)
+    values, of_b = world.memcached.values, bucket_of(world, b)
+    earlier = values[of_b]
+    b.deliver(10, 0)
+    b.exchange()
+    scope = f"p:count2:{blake2b(b'another', digest_size=8).hexdigest()}:"
+    for key in [key for key in values if key.startswith(SCOPE)]:
+        values[key.replace(SCOPE, scope)] = values[key]
+    for bucket in range(BUCKETS):
+        values.setdefault(f"{of_b.rpartition(':')[0]}:{bucket}", values[of_b])
+        values[f"{SCOPE}{member_name(12345)}:{bucket}"] = values[bucket_of(world, c)]
+    a.exchange()
+    assert a.figures()[0] == 22
+    values[of_b] = earlier
+    a.exchange()
+    assert a.figures()[0] == 22
+    a.exchange("another")
+    assert a.figures()[0] == 22
+
+
+@pytest.mark.parametrize(
+    "forge",
+    [
+        lambda there: b"",
+        lambda there: b"x",
+        lambda there: b"junk" + there,
+        lambda there: b"x" * RECORD_BYTES * 100 + there,
+        lambda there: there + b"x" * (LIST_BYTES_MAX + RECORD_BYTES),
+        lambda there: bytes(reversed(there)),
+    ],
+)
+def test_a_list_of_members_that_was_tampered_with_is_whole_again_soon(
+    world: World, forge: Callable[[bytes], bytes]
+) -> None:
+    a, b = delivering(world, 0, 3), delivering(world, 1, 4)
+    a.exchange()
+    key = SCOPE + "members"
+    world.memcached.values[key] = forge(world.memcached.values[key])
+    for _ in range(2):
+        for process in (a, b):
+            process.exchange()
+            assert process.figures()[0] == 7
+    assert delivering(world, 2).figures()[0] == 7
+    assert len(world.memcached.values[key]) < LIST_BYTES_MAX
+
+
+def test_a_list_of_members_does_not_grow(world: World) -> None:
+    a = delivering(world, 0, 3)
+    for _ in range(100):
+        a.exchange()
+    assert len(world.memcached.values[SCOPE + "members"]) == RECORD_BYTES
+    for _ in range(40):
+        world.day += 1
+        a.exchange()
+    assert len(world.memcached.values[SCOPE + "members"]) == 41 * RECORD_BYTES
+
+
+def test_a_host_with_another_secret_is_named_and_counts_by_itself_until_it_has_ours(world: World) -> None:
+    a, b = delivering(world, 0, 3), delivering(world, 1, 4)
+    a.exchange()
+    world.hosts[1].seals = (b"another" * 4,)
+    b.deliver(1, 0)
+    b.exchange()
+    assert "signed with another secret" in str(memcached_problem(b))
+    a.exchange()
+    assert "signed with another secret" in str(memcached_problem(a))
+    assert "--secret-file" in str(memcached_problem(a))
+    assert (a.figures()[0], b.figures()[0]) == (7, 8)
+    # A key more and the one that signs behind it: as a secret is replaced.
+    world.hosts[1].seals = (b"another" * 4, KEY)
+    world.hosts[0].seals = (KEY, b"another" * 4)
+    for _ in range(2):
+        for process in (a, b):
+            process.exchange()
+            assert memcached_problem(process) is None
+    assert (a.figures()[0], b.figures()[0]) == (8, 8)
+
+
+def test_a_server_that_gives_no_keys_shares_nothing(world: World) -> None:
+    """It is of an earlier version, and its process of this one."""
+    a = delivering(world, 0, 3)
+    world.memcached.values.clear()
+    world.hosts[0].seals = ()
+    a.exchange()
+    assert world.memcached.values == {}
+
+
+def test_a_copy_of_a_state_directory_is_named(world: World) -> None:
+    a = delivering(world, 0, 3)
+    shutil.copy(world.hosts[0].path, world.hosts[1].path)
+    b = delivering(world, 1, 4)
+    assert memcached_problem(a) is None
+    b.deliver(1, 0)
+    a.exchange()
+    assert "another host has a copy" in str(memcached_problem(a))
+    assert a.file.path.name in str(memcached_problem(a))
+    assert (a.figures()[0], b.figures()[0]) == (3, 8)

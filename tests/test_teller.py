@@ -7,10 +7,9 @@ import signal
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from datetime import UTC, date, datetime
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +22,12 @@ from adcore.core.calendar import Calendar
 from adcore.counterfile import CounterFile, Kept
 from adcore.counters import STEP_CAMPAIGNS, Counters
 from adcore.counts import CounterState
+from adcore.published import Published
 from adcore.sources import Note
 from adcore.sources.child import ChildError
-from adcore.tally import Answer, Ask, Tally
+from adcore.sources.memcached import Memcached
+from adcore.sources.seal import Seals
+from adcore.tally import MEMBER, Answer, Ask, Tally
 from adcore.teller import Bank, Teller, wanted_of
 from tests import services
 from tests.inventories import campaign, document
@@ -34,6 +36,7 @@ from tests.process import Adcore, adctl, ask, environment, serving, wait_for
 BROWSER = "Mozilla/5.0 (X11; Linux x86_64)"
 CAMPAIGNS = 5000
 DAY = date(2026, 11, 25).toordinal()
+KEYS = (b"secret" * 5,)
 NOON = datetime(2026, 11, 25, 12, tzinfo=UTC).timestamp()
 
 
@@ -217,27 +220,48 @@ def test_counts_that_cannot_be_saved_are_an_error_and_are_saved_later(file: Coun
 
 def test_nothing_is_sent_that_is_not_saved(file: CounterFile) -> None:
     class Cache:
-        def __init__(self) -> None:
-            self.commands: list[Any] = []
+        label = "memcached"
 
-        def counters(self, keys: Sequence[str]) -> dict[str, int]:
+        def __init__(self) -> None:
+            self.stored: dict[str, bytes] = {}
+
+        def begin(self, seconds: float, bytes_max: int) -> None:
+            pass
+
+        def get_many(self, keys: Sequence[str]) -> dict[str, bytes]:
             return {}
 
-        def count(self, commands: Sequence[Any]) -> list[int | None]:
-            self.commands += commands
-            return [command.value for command in commands]
+        def set_many(self, values: Mapping[str, bytes], expire_s: int) -> None:
+            self.stored.update(values)
+
+        def append(self, key: str, value: bytes, expire_s: int) -> None:
+            pass
 
     cache = Cache()
     tally = Tally(file, cache)
     file.path.with_suffix(".new").mkdir()
     own: list[CounterState] = [{"c": (2, 0, DAY, 2, 0)}]
-    answer, _ = tally.exchange(Ask(DAY, "g", {"c": False}), own)
-    assert cache.commands == []
+    answer, _ = tally.exchange(Ask(DAY, "g", {"c": False}, KEYS), own)
+    assert [key for key in cache.stored if not key.endswith(":signer")] == []
     assert "cannot save" in str(answer.notes)
     file.path.with_suffix(".new").rmdir()
-    tally.exchange(Ask(DAY, "g", None), [])
-    assert len(cache.commands) == 2
-    assert file.load().shared.keys() == {"c:i", "c:2026-11-25:i"}
+    tally.exchange(Ask(DAY, "g", None, KEYS), [])
+    assert len(cache.stored) == 2
+    assert file.load().shared.keys() == {MEMBER}
+
+
+def published(memcached: services.Service, places: Places) -> CounterState:
+    """What is in memcached, of all members together."""
+    found: CounterState = {}
+    with closing(Memcached(f"unix:{memcached.path}", 1.0)) as cache:
+        reading = Published(cache, places.memcached_prefix)
+        reading.use(Seals(KEYS), "g", DAY)
+        reading.begin()
+        reading.read()
+        for counts in reading.known.values():
+            assert not found.keys() & counts.keys()
+            found |= counts
+    return found
 
 
 class TestProcess:
@@ -257,33 +281,27 @@ class TestProcess:
         bank.close()
         bank._end()
 
-    def test_it_answers_as_a_tally_does(self, bank: TallyProcess, file: CounterFile) -> None:
+    def test_it_answers_as_a_tally_does(
+        self, bank: TallyProcess, file: CounterFile, memcached: services.Service, places: Places
+    ) -> None:
         own: list[CounterState] = [{"c": (2, 1, DAY, 2, 1)}]
-        answer, others = bank.exchange(Ask(DAY, "g", {"c": True}), own)
+        answer, others = bank.exchange(Ask(DAY, "g", {"c": True}, KEYS), own)
         assert others == []
         assert set(answer.notes) == {Note("files", None), Note("memcached", None)}
         assert file.load().counts == own[0]
-        assert {name: entry[1:] for name, entry in file.load().shared.items()} == {
-            "c:i": (2, 0),
-            "c:c": (1, 0),
-            "c:2026-11-25:i": (2, 0),
-            "c:2026-11-25:c": (1, 0),
-        }
+        assert published(memcached, places) == own[0]
 
     def test_one_that_is_killed_counts_nothing_twice(
         self, bank: TallyProcess, memcached: services.Service, places: Places
     ) -> None:
         wanted = {"c": False}
-        bank.exchange(Ask(DAY, "g", wanted), [{"c": (2, 0, DAY, 2, 0)}])
+        bank.exchange(Ask(DAY, "g", wanted, KEYS), [{"c": (2, 0, DAY, 2, 0)}])
         assert bank.pid is not None
         os.kill(bank.pid, signal.SIGKILL)
         with pytest.raises(ChildError, match="the counts process ended by signal 9"):
-            bank.exchange(Ask(DAY, "g", wanted), [{"c": (3, 0, DAY, 3, 0)}])
-        bank.exchange(Ask(DAY, "g", wanted), [{"c": (3, 0, DAY, 3, 0)}])
-        scope = f"{places.memcached_prefix}count1:{blake2b(b'g', digest_size=8).hexdigest()}:"
-        with closing(Client(f"unix:{memcached.path}")) as client:
-            found = client.get_many([scope + "c:i", scope + "c:2026-11-25:i"])
-        assert [int(value) & (1 << 40) - 1 for value in found.values()] == [3, 3]
+            bank.exchange(Ask(DAY, "g", wanted, KEYS), [{"c": (3, 0, DAY, 3, 0)}])
+        bank.exchange(Ask(DAY, "g", wanted, KEYS), [{"c": (3, 0, DAY, 3, 0)}])
+        assert published(memcached, places) == {"c": (3, 0, DAY, 3, 0)}
 
     def test_it_keeps_the_lock_until_it_is_gone(self, bank: TallyProcess, file: CounterFile) -> None:
         bank.exchange(Ask(DAY, "g", None), [])
@@ -309,7 +327,7 @@ class TestServers:
         capped = campaign("capped", daily_cap={"impressions": 10}, goal={"impressions": 1000})
         apply(url, capped, campaign("filler", priority="house"))
         return [
-            *("--source", url, "--refresh", "0.4"),
+            *("--source", url, "--refresh", "0.4", "--secret-file", f"{tmp_path}/secret"),
             *("--memcached", f"unix:{memcached.path}", "--memcached-prefix", f"{tmp_path.name}:"),
         ]
 

@@ -9,6 +9,7 @@ Frames go both ways: four bytes of length, big-endian, then msgpack.
 
 import os
 import queue
+import resource
 import signal
 import subprocess
 import sys
@@ -21,6 +22,8 @@ from adcore.errors import AdcoreError
 
 # A driver's own timeouts end a call long before; this is for a process that was stopped or makes no progress.
 ANSWER_S = 300.0
+# The status of a process that came to the end of its memory.
+OUT_OF_MEMORY = 12
 
 
 class ChildError(AdcoreError):
@@ -31,12 +34,18 @@ class Child:
     """The process, seen from the server. Calls block and belong in one thread; the next one after an error starts
     another process."""
 
-    def __init__(self, module: str, name: str, first: bytes, pass_fds: tuple[int, ...] = ()) -> None:
-        """The process runs the main() of `module`, and is told `first`; people know it by `name`."""
+    def __init__(
+        self, module: str, name: str, first: bytes, pass_fds: tuple[int, ...] = (), memory_bytes: int = 0
+    ) -> None:
+        """The process runs the main() of `module`, and is told `first`; people know it by `name`.
+
+        Its address space has `memory_bytes`, without a bound for 0: what it reads is as long as others make it.
+        """
         self._module = module
         self._name = name
         self._first = first
         self._pass_fds = pass_fds
+        self._memory_bytes = memory_bytes
         self._process: subprocess.Popen[bytes] | None = None
         self._closed = False
 
@@ -84,6 +93,9 @@ class Child:
             stdout=subprocess.PIPE,
             pass_fds=self._pass_fds,
         )
+        if self._memory_bytes:
+            with suppress(ProcessLookupError):
+                resource.prlimit(process.pid, resource.RLIMIT_AS, (self._memory_bytes, self._memory_bytes))
         if self._closed:
             process.kill()
         assert process.stdin is not None
@@ -96,6 +108,11 @@ class Child:
     def _ended(self) -> ChildError:
         status = self._end()
         assert status is not None
+        if status == OUT_OF_MEMORY:
+            return ChildError(
+                f"the {self._name} process needed more than the {self._memory_bytes >> 20} MiB that --helper-bytes "
+                "gives it; another one is started when it is asked again"
+            )
         how = f"by signal {-status}" if status < 0 else f"with status {status}"
         return ChildError(f"the {self._name} process ended {how}; another one is started when it is asked again")
 
@@ -112,6 +129,15 @@ class Child:
             except OSError:  # what was left to be written
                 pass
         return process.wait()
+
+
+@contextmanager
+def within_its_memory() -> Iterator[None]:
+    """All that the process does: without memory for it, it ends at once, and the server says why."""
+    try:
+        yield
+    except MemoryError:
+        os._exit(OUT_OF_MEMORY)
 
 
 class Asker:

@@ -11,7 +11,7 @@ import msgspec
 
 from adcore.sources import Note, open_store
 from adcore.sources.archive import TableArchive
-from adcore.sources.child import Asker, Child
+from adcore.sources.child import Asker, Child, within_its_memory
 from adcore.sources.lastgood import LastGood
 from adcore.sources.reader import Answer, Ask, Reader
 
@@ -28,6 +28,8 @@ class Sources(msgspec.Struct, frozen=True):
     archive: str
     archive_days: float
     archive_bytes: int
+    memory_bytes: int = 0
+    """Of the process itself; a server of an earlier version gives none."""
 
 
 # A tenth of a core that the server fills, all of one that is idle. SCHED_IDLE would never come to an end on a full one.
@@ -42,7 +44,7 @@ class Loader(Child):
     """The process, seen from the server; used like the Reader that it has."""
 
     def __init__(self, sources: Sources) -> None:
-        super().__init__("adcore.sources.loader", "loader", _encode(sources))
+        super().__init__("adcore.sources.loader", "loader", _encode(sources), memory_bytes=sources.memory_bytes)
 
     def look(self, ask: Ask) -> tuple[Answer, list[bytes]]:
         """As Reader.look. Raises ChildError when the process ended."""
@@ -67,9 +69,10 @@ def main() -> None:
     gives_way = False
     snapshot = None
     if sources.memcached is not None:
+        from adcore.sources.seal import Seals
         from adcore.sources.snapshot import Snapshot
 
-        snapshot = Snapshot(sources.memcached, sources.memcached_prefix, sources.owner)
+        snapshot = Snapshot(sources.memcached, sources.memcached_prefix, sources.owner, Seals())
     archive = TableArchive(Path(sources.archive), days=sources.archive_days, bytes_max=sources.archive_bytes)
     reader = Reader(open_store(sources.source), snapshot, LastGood(Path(sources.last_good)), archive)
     while True:
@@ -87,4 +90,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with within_its_memory():
+        main()

@@ -23,6 +23,7 @@ from adcore.sources import Note, Revision, Rows, Source
 from adcore.sources.archive import TableArchive
 from adcore.sources.codec import encode_rows
 from adcore.sources.lastgood import LastGood
+from adcore.sources.seal import Seals
 
 if TYPE_CHECKING:
     from adcore.sources.snapshot import Snapshot
@@ -51,6 +52,8 @@ class Ask(msgspec.Struct, frozen=True):
     """The digest of rows that were refused at the look before; b"" for none."""
     known: bytes
     """Digests of the campaigns served, in their order (`digests`)."""
+    seals: tuple[bytes, ...] = ()
+    """The keys that sign snapshots (Seals). Without any, none is read or published."""
 
 
 class Offer(msgspec.Struct, frozen=True):
@@ -94,7 +97,9 @@ class Reader:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._source = source
-        self._snapshot = snapshot
+        self._shared = snapshot
+        self._snapshot: Snapshot | None = None
+        """While one look goes on, if there is one and there are keys for it."""
         self._last_good = last_good
         self._archive = archive
         self._clock = clock_monotonic
@@ -108,6 +113,10 @@ class Reader:
         self._notes = []
         self._to_keep = None
         self._fresh = False
+        self._snapshot = self._shared if ask.seals else None
+        if self._snapshot is not None:
+            self._snapshot.begin()
+            self._snapshot.seals = Seals(ask.seals)
         self._keep_served(ask.compared)
         asked_monotonic = self._clock()
         found = self._look(ask.served)
@@ -137,7 +146,7 @@ class Reader:
         return self._notes
 
     def close(self) -> None:
-        for source in (self._source, self._snapshot):
+        for source in (self._source, self._shared):
             if source is not None:
                 source.close()
 
@@ -181,21 +190,17 @@ class Reader:
         return self._load(revision)
 
     def _load(self, revision: Revision) -> tuple[Rows, str] | None:
-        """The rows at this revision or a later one: from the snapshot if somebody makes one, else from the store."""
+        """The rows of the store: from the snapshot if somebody makes one, else from the store."""
         locked = False
         snapshot = self._snapshot
         if snapshot is not None:
             deadline_monotonic = self._clock() + LOCK_WAIT_S
             try:
                 while True:
-                    there = snapshot.revision()
-                    if there is not None and there.is_as_new_as(revision):
-                        rows = snapshot.load()
-                        if rows is not None and rows.revision.is_as_new_as(revision):
-                            self._note("snapshot")
-                            return rows, "snapshot"
+                    rows = self._shared_rows(snapshot, revision)
+                    if rows is not None:
+                        return rows, "snapshot"
                     locked = snapshot.lock()
-                    self._note("snapshot")
                     if locked or self._clock() >= deadline_monotonic:
                         break
                     self._sleep(LOCK_POLL_S)
@@ -215,12 +220,28 @@ class Reader:
                 self._note("snapshot", error)
         return None if rows is None else (rows, "store")
 
+    def _shared_rows(self, snapshot: "Snapshot", revision: Revision) -> Rows | None:
+        """What is in the snapshot, if it is what is in the store. Raises SourceError for memcached alone."""
+        there = snapshot.revision()
+        self._note_snapshot(snapshot)
+        if there is not None and there.is_as_new_as(revision) and there.number != revision.number:
+            # Another process was quicker, and the store has changed since it was asked. Or it never had this number.
+            try:
+                revision = self._source.revision()
+            except SourceError as error:
+                self._note("store", error)
+                return None
+        if there is None or there[:2] != revision[:2]:
+            return None
+        rows = snapshot.load()
+        return rows if rows is not None and rows.revision[:2] == revision[:2] else None
+
     def _snapshot_if_newer(self, served: Revision | None) -> tuple[Rows, str] | None:
         if self._snapshot is None:
             return None
         try:
             there = self._snapshot.revision()
-            self._note("snapshot")
+            self._note_snapshot(self._snapshot)
             # Without the store nobody can say which of two generations is the one that counts.
             if there is None or (served and (not there.is_as_new_as(served) or there.number == served.number)):
                 return None
@@ -228,7 +249,11 @@ class Reader:
         except SourceError as error:
             self._note("snapshot", error)
             return None
-        return None if rows is None else (rows, "snapshot")
+        # Another one may have taken its place meanwhile.
+        return None if rows is None or rows.revision != there else (rows, "snapshot")
+
+    def _note_snapshot(self, snapshot: "Snapshot") -> None:
+        self._note("snapshot", None if snapshot.problem is None else SourceError(snapshot.problem))
 
     def _note(self, source: str, error: SourceError | None = None) -> None:
         note = Note(source, None if error is None else str(error))

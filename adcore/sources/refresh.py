@@ -79,8 +79,8 @@ class Refresher:
     """Keeps the table fresh.
 
     `use` takes a new table over, step by step, the last of which swaps it in. `labels` are the names of the sources for
-    people, by what a Note calls them. `uniform` gives a random number in [0, 1). Calls of the looker are made in
-    `thread`, its own.
+    people, by what a Note calls them. `seals` gives the keys that sign snapshots. `uniform` gives a random number in
+    [0, 1). Calls of the looker are made in `thread`, its own.
     """
 
     def __init__(
@@ -96,6 +96,7 @@ class Refresher:
         clock_monotonic: Callable[[], float] = time.monotonic,
         clock_slice: Callable[[], float] = time.perf_counter,
         thread: Executor | None = None,
+        seals: Callable[[], tuple[bytes, ...]] = tuple,
     ) -> None:
         self.interval_s = interval_s
         self._looker = looker
@@ -105,6 +106,7 @@ class Refresher:
         self._clock = clock_wall
         self._clock_monotonic = clock_monotonic
         self._clock_slice = clock_slice
+        self._seals = seals
         self._thread = thread or BackgroundThread("refresh")
         self._wanted = asyncio.Event()
         self._first_look: asyncio.Task[None] | None = None
@@ -190,6 +192,7 @@ class Refresher:
             self._table.creative_count,
             self._refused,
             self._known,
+            self._seals(),
         )
         try:
             answer, parts = await self._in_thread(lambda: self._looker.look(ask))

@@ -214,6 +214,7 @@ def site(folder: Path, mariadb: services.MariaDB, interval_s: float) -> Iterator
             args = [
                 *("--unix", f"{folder}/{host.address}/ad.sock", "--workers", str(WORKERS)),
                 *("--source", url, "--memcached", cache.address, "--refresh", str(interval_s)),
+                *("--secret-file", f"{folder}/secret"),
             ]
             server = Adcore(folder / host.address, *args, launcher=host.run_in)
             stack.callback(_end, server)

@@ -28,9 +28,10 @@ from adcore.http1.plain import PlainReader
 from adcore.http1.request import Limits
 from adcore.query import QueryError, parse_body
 from adcore.sources import Revision, Rows
-from adcore.sources.codec import encode_rows
+from adcore.sources.codec import decode_rows, encode_rows
 from adcore.sources.lastgood import LastGood
 from adcore.sources.reader import Ask, Reader
+from adcore.sources.seal import Seals
 from adcore.sources.snapshot import Head, Snapshot
 from adcore.tokens import FrequencyCookies, KeyRing, TokenError, Tokens
 from tests.http1.fakes import Connection
@@ -248,14 +249,18 @@ def hash_of(payload: bytes) -> str:
     return blake2b(payload, digest_size=16).hexdigest()
 
 
+SEAL_KEYS = (bytes(range(32)),)
+
+
 class SnapshotTarget:
     """What a memcached says: its protocol, the head, the rows. Rows, or None, or SourceError; and a table of the rows.
 
-    A case that starts with "P" is a payload that has its right hash; any other is what comes over the wire.
+    A case that starts with "P" is a payload that has its right hash and seal; any other is what comes over the wire.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._snapshot = Snapshot(f"unix:{folder}/m.sock", "t:", "me")
+        self._seals = Seals(SEAL_KEYS)
+        self._snapshot = Snapshot(f"unix:{folder}/m.sock", "t:", "me", self._seals)
         self._reader = Reader(self, self._snapshot, LastGood(folder / "last-good"))
         rows = Rows(Revision("g", 7, 6), document(campaign("a"), campaign("b", weight=2)))
         payload = encode_rows(rows)
@@ -263,11 +268,14 @@ class SnapshotTarget:
         self.taken = 0
 
     def _wire(self, payload: bytes) -> bytes:
-        head = msgspec.msgpack.encode(Head(Revision("g", 7, 6), hash_of(payload), 1))
+        # The rows' own revision, where there is one: a head that speaks of another has no snapshot.
+        rows = decode_rows(payload)
+        revision = Revision("g", 7, 6) if rows is None else rows.revision
+        head = self._seals.seal("t:rows2:head", msgspec.msgpack.encode(Head(revision, hash_of(payload), 1)))
         # The reader asks for the head's revision first, and then loads.
         items = (("head", head), ("head", head), (f"{hash_of(payload)}:0", payload))
         return b"".join(
-            b"VALUE t:rows1:%b 0 %d\r\n%b\r\nEND\r\n" % (key.encode(), len(value), value) for key, value in items
+            b"VALUE t:rows2:%b 0 %d\r\n%b\r\nEND\r\n" % (key.encode(), len(value), value) for key, value in items
         )
 
     # The store is away.
@@ -285,7 +293,7 @@ class SnapshotTarget:
     def run(self, case: bytes) -> None:
         said = self._wire(case[1:]) if case.startswith(b"P") else case
         self._snapshot._client.sock = Peer(said)
-        answer, parts = self._reader.look(Ask(None, None, 0, b"", b""))
+        answer, parts = self._reader.look(Ask(None, None, 0, b"", b"", SEAL_KEYS))
         self._snapshot.close()
         if answer.offer is not None:
             self.taken += 1

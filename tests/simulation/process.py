@@ -218,6 +218,7 @@ class Process:
             clock_monotonic=lambda: world.now,
             clock_slice=self._slice,
             thread=self._refresh_thread,
+            seals=lambda: (b"of the fakes, which sign nothing",),
         )
         config = load_config({"state_dir": str(site.folder)}, {})
         calendar = Calendar(config.time_zone)

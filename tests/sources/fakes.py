@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from adcore.errors import SourceError
 from adcore.sources import Revision, Rows
+from adcore.sources.seal import Seals
 from tests.inventories import campaign, document
 
 
@@ -60,10 +61,15 @@ class FakeSnapshot:
 
 class FakeClient:
     label = "memcached"
+    seals: Seals
 
     def __init__(self, shared: FakeSnapshot, owner: str) -> None:
         self.shared = shared
         self.owner = owner
+        self.problem: str | None = None
+
+    def begin(self) -> None:
+        pass
 
     def _check(self, call: str) -> None:
         if self.shared.away:

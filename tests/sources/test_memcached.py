@@ -1,4 +1,4 @@
-"""Counters on a real memcached: many to a trip, and what it says of those that are not there."""
+"""The client on a real memcached: many keys to a trip, lists that grow, and a memcached that hangs or is gone."""
 
 import signal
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ import pytest
 from pymemcache import Client
 
 from adcore.errors import SourceError
-from adcore.sources.memcached import TRIP_MAX, Add, Increase, Memcached
+from adcore.sources.memcached import TRIP_MAX, Memcached
 from tests import services
 
 
@@ -26,70 +26,74 @@ def cache(memcached: services.Service, client: Client) -> Iterator[Memcached]:
     cache.close()
 
 
-def test_each_command_has_its_answer(cache: Memcached) -> None:
-    commands: list[Add | Increase] = [
-        Increase("a", 1),
-        Add("a", 5, 60),
-        Add("a", 6, 60),
-        Increase("a", 2),
-        Add("b", 1 << 63, 60),
-    ]
-    assert cache.count(commands) == [None, 5, None, 7, 1 << 63]
-    assert cache.counters(["a", "b", "c"]) == {"a": 7, "b": 1 << 63}
-    assert cache.count([]) == []
-    assert cache.counters([]) == {}
-
-
-def test_ten_thousand_counters_are_few_trips(cache: Memcached, client: Client) -> None:
-    keys = [f"count:{'x' * 150}:{number}" for number in range(10_000)]
-    assert cache.count([Add(key, 1, 60) for key in keys]) == [1] * len(keys)
+def test_ten_thousand_keys_are_few_trips(cache: Memcached, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {f"{'x' * 150}:{number}": b"%d" % number for number in range(10_000)}
+    keys = list(values)
+    for start in range(0, len(keys), TRIP_MAX):
+        cache.set_many({key: values[key] for key in keys[start : start + TRIP_MAX]}, 60)
     trips = 0
-    send = cache.client.send_together
+    get_many = cache.client.get_many
 
-    def counting(commands: list[bytes]) -> list[bytes]:
+    def counting(some: list[str]) -> dict[str, bytes]:
         nonlocal trips
         trips += 1
-        return send(commands)
+        found: dict[str, bytes] = get_many(some)
+        return found
 
-    cache.client.send_together = counting  # type: ignore[method-assign]
-    assert cache.count([Increase(key, number) for number, key in enumerate(keys)]) == list(range(1, 10_001))
-    assert trips == 10_000 / TRIP_MAX == 20
-    assert cache.counters(keys) == {key: number for number, key in enumerate(keys, 1)}
-    assert client.stats()[b"incr_hits"] >= 10_000
-
-
-def test_a_counter_expires(cache: Memcached, client: Client) -> None:
-    cache.count([Add("soon", 1, 1), Add("later", 1, 60)])
-    ttl = client.raw_command("mg later t")
-    assert 55 <= int(ttl.split(b"t")[-1]) <= 60
+    monkeypatch.setattr(cache.client, "get_many", counting)
+    assert cache.get_many([*keys, "missing"]) == values
+    assert trips == 21
+    assert cache.get_many([]) == {}
 
 
-@pytest.mark.parametrize("value", [b"text", b"", b"-1"])
-def test_a_key_that_holds_something_else_is_an_error(cache: Memcached, client: Client, value: bytes) -> None:
-    client.set("a", value)
+def test_a_value_expires(cache: Memcached, client: Client) -> None:
+    cache.set_many({"a": b"1"}, 60)
+    cache.append("b", b"1", 60)
+    for key in (b"a", b"b"):
+        assert 55 <= int(client.raw_command(b"mg %b t" % key).split(b"t")[-1]) <= 60
+
+
+def test_what_is_appended_comes_behind_what_is_there(cache: Memcached, client: Client) -> None:
+    for piece in (b"1", b"22", b"333"):
+        cache.append("list", piece, 60)
+    assert cache.get_many(["list"]) == {"list": b"122333"}
+
+
+def test_a_list_that_another_begins_at_this_moment_has_both(cache: Memcached, client: Client) -> None:
+    add = cache.client.add
+
+    def add_after_another(key: str, value: bytes, expire: int) -> bool:
+        client.set(key, b"theirs")
+        return bool(add(key, value, expire=expire))
+
+    cache.client.add = add_after_another
+    cache.append("list", b"ours", 60)
+    assert client.get("list") == b"theirsours"
+
+
+def test_a_value_that_is_not_taken_is_an_error(cache: Memcached) -> None:
     with pytest.raises(SourceError, match="memcached unix:"):
-        cache.count([Increase("a", 1)])
-    if value != b"-1":
-        with pytest.raises(SourceError, match="does not answer like memcached"):
-            cache.counters(["a"])
-    client.delete("a")
-    assert cache.count([Add("a", 1, 60)]) == [1]
+        cache.set_many({"a": b"x" * (2 << 20)}, 60)
 
 
 def test_a_memcached_that_hangs_or_is_gone_is_an_error_and_can_come_back(
     memcached: services.Service, client: Client
 ) -> None:
     cache = Memcached(f"unix:{memcached.path}", 0.1)
-    cache.count([Add("a", 1, 60)])
+    cache.set_many({"a": b"1"}, 60)
     memcached.signal(signal.SIGSTOP)
     try:
         with pytest.raises(SourceError, match="timed out"):
-            cache.count([Increase("a", 1)])
+            cache.set_many({"a": b"2"}, 60)
+        cache.begin(0.1, 1000)
+        with pytest.raises(SourceError, match="timed out"):
+            cache.get_many(["a"])
     finally:
         memcached.signal(signal.SIGCONT)
-    # It was sent, so it counts; nobody can have known.
-    assert cache.counters(["a"]) in ({"a": 1}, {"a": 2})
+    cache.begin(60, 1000)
+    # It was sent, so it may have been done.
+    assert cache.get_many(["a"]) in ({"a": b"1"}, {"a": b"2"})
     cache.close()
     gone = Memcached("unix:/nonexistent.sock", 0.1)
     with pytest.raises(SourceError, match=r"memcached unix:/nonexistent\.sock: .*No such file"):
-        gone.counters(["a"])
+        gone.get_many(["a"])

@@ -26,6 +26,7 @@ class Process:
         last_good = LastGood(path)
         labels = {"store": "store", **({"snapshot": "memcached"} if snapshot else {}), "disk": last_good.label}
         client: Any = snapshot.of(str(path)) if snapshot else None
+        self.client = client
         self.refresher = Refresher(
             Reader(store, client, last_good, clock_monotonic=lambda: self.now),
             last_good,
@@ -35,6 +36,7 @@ class Process:
             uniform=lambda: 0.5,
             clock_wall=lambda: self.now + self.clock_ahead_s,
             clock_monotonic=lambda: self.now,
+            seals=lambda: (b"of the fakes, which sign nothing",),
         )
 
     def use(self, table: AdTable) -> Steps[None]:
@@ -222,15 +224,73 @@ def test_a_store_set_up_anew_is_not_taken_for_the_one_before(tmp_path: Path) -> 
     run(main)
 
 
-def test_a_later_snapshot_than_the_one_looked_for_is_as_good(tmp_path: Path) -> None:
+def test_a_snapshot_of_what_the_store_has_become_meanwhile_is_taken(tmp_path: Path) -> None:
+    async def main() -> None:
+        shared, store = FakeSnapshot(), FakeStore()
+        store.rows = rows(2)
+
+        process = Process(store, shared, tmp_path / "rows")
+        revision = process.client.revision
+
+        def change() -> sources.Revision | None:
+            # Another process was quicker, and has read it already.
+            shared.rows = store.rows = rows(3)
+            found: sources.Revision | None = revision()
+            return found
+
+        process.client.revision = change
+        assert await process.look() == 3
+        assert store.calls == ["revision", "revision"]
+        assert process.loads == {"snapshot": 1}
+
+    run(main)
+
+
+@pytest.mark.parametrize("number", [1, 10**9])
+def test_the_store_always_wins_when_it_answers(tmp_path: Path, number: int) -> None:
+    """One that was set back, or a snapshot that was made up by who has the secret: the number decides nothing."""
+
+    async def main() -> None:
+        shared, store = FakeSnapshot(), FakeStore()
+        process = Process(store, shared, tmp_path / "rows")
+        shared.rows, store.rows = rows(number, size=1, confirmed=number), rows(2)
+        assert await process.look() == 2
+        assert shared.rows == store.rows
+        # And by what was served before, too: while the store was away this was the newest there was.
+        store.away, shared.rows = True, rows(10**9 + 1, confirmed=10**9 + 1)
+        assert await process.look() == 10**9 + 1
+        store.away, store.rows = False, rows(3)
+        assert await process.look() == 3
+        assert process.table is not None
+        assert process.table.creative_count == 10
+
+    run(main)
+
+
+@pytest.mark.parametrize("number", [1, 4, 5])
+def test_without_the_store_no_older_snapshot_is_taken(tmp_path: Path, number: int) -> None:
+    async def main() -> None:
+        shared, store = FakeSnapshot(), FakeStore()
+        store.rows = rows(5)
+        process = Process(store, shared, tmp_path / "rows")
+        assert await process.look() == 5
+        store.away, shared.rows = True, rows(number, size=1, confirmed=number)
+        assert await process.look() == 5
+        assert process.table is not None
+        assert process.table.creative_count == 10
+
+    run(main)
+
+
+def test_a_snapshot_that_is_nobodys_word_is_named(tmp_path: Path) -> None:
     async def main() -> None:
         shared = FakeSnapshot()
-        shared.rows = rows(3)
-        store = FakeStore()
-        store.rows = rows(2)
-        process = Process(store, shared, tmp_path / "rows")
-        assert await process.look() == 3
-        assert "load" not in store.calls
+        process = Process(FakeStore(), shared, tmp_path / "rows")
+        process.client.problem = "memcached: signed with another secret"
+        assert await process.look() == 1
+        health = process.refresher.healths["snapshot"]
+        assert (health.ok, health.last_error) == (False, "memcached: signed with another secret")
+        assert shared.published == 1
 
     run(main)
 

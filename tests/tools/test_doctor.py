@@ -217,7 +217,7 @@ def test_a_source_out_of_reach_is_a_failure_without_its_password() -> None:
 
 
 def test_a_memcached_out_of_reach_is_a_failure(tmp_path: Path) -> None:
-    finding = only(doctor.check_memcached(f"unix:{tmp_path}/no.sock", "adcore:"))
+    finding = only(doctor.check_memcached(f"unix:{tmp_path}/no.sock", "adcore:", tmp_path / "secret"))
     assert finding.status == "fail"
     assert "--memcached" in finding.advice
 
@@ -232,7 +232,7 @@ def test_a_memcached_that_answers_is_ok(tmp_path: Path) -> None:
             assert process.poll() is None
             assert time.monotonic() < deadline_monotonic
             time.sleep(0.01)
-        finding = only(doctor.check_memcached(f"unix:{path}", "adcore:"))
+        finding = only(doctor.check_memcached(f"unix:{path}", "adcore:", tmp_path / "secret"))
     finally:
         process.terminate()
         process.wait(20)

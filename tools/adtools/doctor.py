@@ -30,7 +30,9 @@ from adcore.config import Config, load_config
 from adcore.core.inventory import check_inventory
 from adcore.errors import AdcoreError, ConfigError
 from adcore.sources import open_store
+from adcore.sources.seal import SNAPSHOT_PURPOSE, Seals
 from adcore.sources.snapshot import Snapshot
+from adcore.tokens import KeyRing
 from adcore.version import version_text
 
 EPILOG = """\
@@ -128,7 +130,7 @@ def examine(flags: dict[str, str], root: Path) -> Iterator[Finding]:
         yield from check_secret(config.secret_file)
         yield from check_source(config)
         if config.memcached is not None:
-            yield from check_memcached(config.memcached, config.memcached_prefix)
+            yield from check_memcached(config.memcached, config.memcached_prefix, config.secret_file)
         if config.unix is not None:
             yield from check_socket(config.unix)
 
@@ -340,8 +342,12 @@ def check_source(config: Config) -> Iterator[Finding]:
         yield Finding("source", "ok", found)
 
 
-def check_memcached(address: str, prefix: str) -> Iterator[Finding]:
-    snapshot = Snapshot(address, prefix, owner="doctor")
+def check_memcached(address: str, prefix: str, secret_file: Path) -> Iterator[Finding]:
+    try:
+        seals = Seals(KeyRing.load(secret_file).derive_each(SNAPSHOT_PURPOSE))
+    except (FileNotFoundError, AdcoreError):  # which the check of the secret file tells
+        seals = Seals()
+    snapshot = Snapshot(address, prefix, "doctor", seals)
     try:
         revision = snapshot.revision()
     except AdcoreError as error:
@@ -350,7 +356,10 @@ def check_memcached(address: str, prefix: str) -> Iterator[Finding]:
         return
     finally:
         snapshot.close()
-    if revision is None:
+    if snapshot.problem is not None:
+        advice = "copy the secret file of one host to all of them; until then each reads the store itself"
+        yield Finding("memcached", "warn", snapshot.problem, advice)
+    elif revision is None:
         yield Finding("memcached", "ok", f"{address} answers and holds no snapshot yet")
     else:
         yield Finding("memcached", "ok", f"{address} holds the snapshot of revision {revision.number}")
