@@ -48,6 +48,7 @@ def test_a_change_reaches_every_worker_within_an_interval_and_a_second(
     assert adctl("migrate", "--source", url).returncode == 0
     apply(url, campaign("old"))
     args = ["--source", url, "--memcached", f"unix:{memcached.path}", "--memcached-prefix", "fresh:", "--refresh", "1"]
+    args += ["--secret-file", f"{tmp_path}/secret"]
     with serving(tmp_path / "a", *args) as one, serving(tmp_path / "b", *args) as two:
         for name in ("first", "second", "third"):
             apply(url, campaign(name))
@@ -70,6 +71,7 @@ def test_stores_that_go_away_are_gone_around(tmp_path: Path) -> None:
         assert adctl("migrate", "--source", url).returncode == 0
         apply(url, campaign("a"))
         args = ["--source", url, "--memcached", f"unix:{cache.path}", "--refresh", "0.5"]
+        args += ["--secret-file", f"{tmp_path}/secret"]
 
         def shows(server: Any, name: str) -> bool:
             return bool(server.ask("/v1/decision?placement=side").json()["campaign"] == name)

@@ -289,7 +289,7 @@ def parse_url(url: str) -> tuple[dict[str, Any], str]:
         arguments["unix_socket"] = sockets[0]
     else:
         arguments |= {"host": parts.hostname, "port": port or 3306}
-    if tls.get("ssl_mode") == "VERIFY_IDENTITY":
+    if tls:
         group = "adcore-verified"
     else:
         group = "adcore-local" if sockets or _is_loopback(parts.hostname or "") else "adcore-unknown"
@@ -308,8 +308,9 @@ def _parse_tls(label: str, host: str | None, options: dict[str, list[str]]) -> d
     authorities = options.pop("ssl_ca", [])
     modes = options.pop("ssl", ["verify"] if authorities else ["off"])
     mode = modes[0]
-    if mode not in ("verify", "required", "off") or len(modes) > 1:
-        raise ConfigError(f"--source: {label}: ssl must be verify, required or off")
+    if mode not in ("verify", "off") or len(modes) > 1:
+        # TLS to whoever answers is no protection, and the driver goes on without any where the server offers none.
+        raise ConfigError(f"--source: {label}: ssl must be verify or off")
     if mode != "off" and host is None:
         raise ConfigError(f"--source: {label}: ssl is for a host; a unix socket needs none")
     if authorities and mode != "verify":
@@ -318,8 +319,6 @@ def _parse_tls(label: str, host: str | None, options: dict[str, list[str]]) -> d
         raise ConfigError(f"--source: {label}: ssl_ca: there is no file {authorities[0]}")
     if mode == "off":
         return {}
-    if mode == "required":
-        return {"ssl_mode": "REQUIRED"}
     # Without a file of its own the driver takes the authorities of the system.
     return {"ssl_mode": "VERIFY_IDENTITY", **({"ssl": {"ca": authorities[0]}} if authorities else {})}
 
