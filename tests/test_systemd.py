@@ -84,6 +84,27 @@ def test_a_service_is_exposed_to_little(unit: str) -> None:
     assert float(exposure[1]) <= EXPOSURE_MAX, shown.stdout
 
 
+@pytest.mark.parametrize("unit", sorted(path.name for path in UNITS.glob("*.service")))
+def test_a_service_has_bounded_memory(unit: str) -> None:
+    assert re.fullmatch(r"[0-9]+[MG]", value(unit, "MemoryMax"))
+
+
+def test_a_worker_has_room_for_its_helpers() -> None:
+    config = subprocess.run(
+        [sys.executable, "-m", "adcore", "--print-config"],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        check=True,
+    ).stdout
+    helpers = re.search(r"^helper_bytes = ([0-9]+)$", config, re.MULTILINE)
+    assert helpers is not None
+    assert value("adcore@.service", "MemoryMax") == "3G"
+    # The helpers are processes of the unit; without this the end of one for want of memory is the end of all.
+    assert value("adcore@.service", "OOMPolicy") == "continue"
+    assert (3 << 30) - 2 * int(helpers[1]) >= 1 << 30
+
+
 def test_the_workers_settings_are_adcores() -> None:
     arguments = (UNITS / "adcore@.service").read_text().partition("ExecStart=")[2].partition("\nExecReload")[0]
     flags = set(re.findall(r"--[a-z-]+", arguments))

@@ -47,6 +47,8 @@ LOCK_WAIT_S = 2.0
 LOCK_POLL_S = 0.02
 # Past this part of its base a difference is no gain any more, and the document becomes a base of its own.
 DIFFERENCE_MAX = 0.25
+# A document that claims to be larger is not one of ours: a small file must not take all memory.
+DOCUMENT_BYTES_MAX = 1 << 30
 # zstd looks this far back, 128 MiB, so that two documents of 64 MiB are compared in full.
 WINDOW_LOG = 27
 LEVEL = 1
@@ -258,6 +260,10 @@ def _compress(payload: bytes, before: bytes | None) -> bytes:
 
 
 def _decompress(data: bytes, before: bytes | None) -> bytes:
+    # Which zstd holds a frame to.
+    size = zstd.get_frame_info(data).decompressed_size
+    if size is None or size > DOCUMENT_BYTES_MAX:
+        raise zstd.ZstdError(f"it claims to have {'no' if size is None else size >> 20} MiB")
     if before is None:
         return zstd.decompress(data)
     options: dict[int, int] = {zstd.DecompressionParameter.window_log_max: WINDOW_LOG}

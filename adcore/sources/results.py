@@ -35,6 +35,8 @@ REFUSAL_KEYS = ("day", "campaign", "placement", "reason")
 
 # Values in one IN (...); SQLite takes 32,766, and MySQL's parser likes short statements.
 IN_MAX = 500
+# Past what anything delivers, and exact in every language that reads /status.
+COUNT_MAX = 1 << 53
 # Old events dropped in one transaction, at least: far more than a second brings, and quickly done.
 PRUNE_MIN = 10_000
 
@@ -97,10 +99,18 @@ def read_delivered(db: Dialect, campaigns: Sequence[str], day: str) -> dict[str,
         )
         for row in rows:
             delivered[row["campaign"]] = (
-                *(int(row["impressions"]), int(row["clicks"])),
-                *(int(row["impressions_today"]), int(row["clicks_today"])),
+                *(_count(row["impressions"]), _count(row["clicks"])),
+                *(_count(row["impressions_today"]), _count(row["clicks_today"])),
             )
     return delivered
+
+
+def _count(value: Any) -> int:
+    """A sum from 0 to COUNT_MAX: what else stands there, by other hands than ours, has to fit into every counter."""
+    try:
+        return max(0, min(int(value), COUNT_MAX))
+    except (TypeError, ValueError, OverflowError):
+        return 0
 
 
 def add_tally(

@@ -128,6 +128,17 @@ def test_a_changed_byte_is_found_out(
         assert tables.load(("store", number)) == [rows(number, weight=1 if number == 1 else 5).document]
 
 
+def test_a_small_file_that_unfolds_into_all_memory_is_not_unfolded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables = opened(tmp_path)
+    tables.keep(rows(1))
+    only(tables, 1).write_bytes(archive._compress(bytes(8 << 20), None))
+    monkeypatch.setattr(archive, "DOCUMENT_BYTES_MAX", 4 << 20)
+    with pytest.raises(SourceError, match="claims to have 8 MiB"):
+        tables.load(("store", 1))
+
+
 def test_what_stands_under_another_name_is_found_out(tmp_path: Path) -> None:
     tables = opened(tmp_path)
     tables.keep(rows(1))

@@ -16,12 +16,13 @@ import pytest
 from adcore.core.adtable import EMPTY, AdTable, finish
 from adcore.sources import open_store
 from adcore.sources.archive import TableArchive
-from adcore.sources.child import ChildError
+from adcore.sources.child import Child, ChildError
 from adcore.sources.lastgood import LastGood
 from adcore.sources.loader import Loader, Sources
 from adcore.sources.reader import Answer, Ask, Reader, apply_offer
 from tests.inventories import campaign, document, text_creative
 from tests.process import Adcore, adctl, ask, child_running, environment, serving, wait_for
+from tests.rogue import MysqlPeer, Rogue
 
 NOTHING = Ask(None, None, 0, b"", b"")
 
@@ -293,3 +294,51 @@ def test_no_answer_mixes_two_tables(url: str, tmp_path: Path) -> None:
 
             wait_for(is_taken)
     assert {"mark 1", "mark 2", "mark 3"} <= seen
+
+
+# Its memory
+
+
+def peak_mib(pid: int) -> float:
+    (line,) = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1]) / 1024
+
+
+def test_a_store_that_answers_without_end_takes_what_the_process_has_and_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def serve(connection: socket.socket) -> None:
+        peer = MysqlPeer(connection)
+        peer.log_in()
+        peer.next_select()
+        peer.send_columns("generation", "revision", "confirmed")
+        while True:
+            peer.send_row(b"x" * 60_000, b"1", b"1")
+
+    monkeypatch.setenv("PYTHONPATH", environment()["PYTHONPATH"])
+    with Rogue(serve) as rogue:
+        url = f"mysql://u@{rogue.address}/d"
+        folders = str(tmp_path / "rows"), str(tmp_path / "tables")
+        loader = Loader(Sources(url, None, "", "", *folders, 1.0, 1 << 30, 256 << 20))
+        try:
+            for _ in range(2):
+                (note,) = loader.look(NOTHING)[0].notes
+                assert note.error is not None
+                assert "see --helper-bytes" in note.error
+            assert peak_mib(pid_of(loader)) < 256
+            limits = Path(f"/proc/{pid_of(loader)}/limits").read_text()
+            assert [line.split()[3:5] for line in limits.splitlines() if "address space" in line] == [["268435456"] * 2]
+        finally:
+            loader.close()
+            loader._end()
+
+
+def test_a_process_without_memory_for_its_work_ends_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", environment()["PYTHONPATH"])
+    hungry = Child("tests.sources.hungry", "hungry", b"", memory_bytes=256 << 20)
+    with (
+        pytest.raises(ChildError, match="needed more than the 256 MiB that --helper-bytes gives it"),
+        hungry._asking([]) as pipe,
+    ):
+        hungry._read(pipe)
+    hungry.close()

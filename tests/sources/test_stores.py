@@ -507,6 +507,15 @@ def test_what_was_collected_is_summed_over_days(store: Store) -> None:
     assert store.delivered([], "2026-11-02") == {}
 
 
+def test_results_that_make_no_sense_fit_into_a_counter(store: Store) -> None:
+    for day, impressions in (("2026-11-01", 1 << 61), ("2026-11-02", -5)):
+        sql(
+            store,
+            f"INSERT INTO delivered (campaign, day, impressions, clicks) VALUES ('a', '{day}', {impressions}, -1)",
+        )
+    assert store.delivered(["a"], "2026-11-02") == {"a": (1 << 53, 0, 0, 0)}
+
+
 # What was learned
 
 NOW = datetime(2026, 11, 30, 12, tzinfo=UTC).timestamp()

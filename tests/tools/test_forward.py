@@ -19,6 +19,7 @@ from adtools.forward import Collector, CollectorError, Options, Sender
 from adtools.tail import PositionFile, Tail
 from tests.process import PATIENCE_S, adctl, environment, serving, wait_for
 from tests.records import click, view
+from tests.rogue import Rogue, trickle
 from tests.services import npm_packages, program
 
 FOLDER = Path(__file__).parent / "forward"
@@ -346,6 +347,20 @@ def test_other_answers_are_no_acknowledgement(answer: bytes, message: str) -> No
         collector.send(b"x", "chunk")
     collector.close()
     peer.listener.close()
+
+
+def test_an_acknowledgement_that_trickles_in_has_a_time_in_all() -> None:
+    def serve(connection: socket.socket) -> None:
+        connection.recv(1 << 16)
+        trickle(connection, b"\xd9\xff" + b"x" * 255, 0.05)
+
+    with Rogue(serve) as rogue:
+        host, _, port = rogue.address.partition(":")
+        collector = Collector(Options(host, int(port), "tag", 0.5))
+        collector.connect()
+        with pytest.raises(CollectorError, match=r"gave no acknowledgement within 0\.5 s"):
+            collector.send(b"x", "chunk")
+        collector.close()
 
 
 @pytest.mark.parametrize(

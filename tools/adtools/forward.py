@@ -17,6 +17,7 @@ import ssl
 import struct
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -257,6 +258,7 @@ class Collector:
         """Send, and wait for the acknowledgement."""
         assert self._socket is not None
         try:
+            self._socket.settimeout(self.options.ack_timeout_s)
             self._socket.sendall(message)
         except OSError as error:
             raise CollectorError(f"cannot send to {self.name}: {error}") from error
@@ -282,13 +284,18 @@ class Collector:
         return True
 
     def _receive(self, what: str) -> object:
-        """The next message of the other side."""
+        """The next message of the other side, which has --ack-timeout for all of it."""
         assert self._socket is not None
+        deadline_monotonic = time.monotonic() + self.options.ack_timeout_s
         try:
             while True:
                 try:
                     return self._unpacker.unpack()
                 except msgpack.OutOfData:
+                    left_s = deadline_monotonic - time.monotonic()
+                    if left_s <= 0:
+                        raise TimeoutError from None
+                    self._socket.settimeout(left_s)
                     data = self._socket.recv(4096)
                     if not data:
                         raise CollectorError(f"{self.name} closed the connection before its {what}") from None
