@@ -552,13 +552,21 @@ def test_genuine_counts_that_are_put_elsewhere_count_for_nothing(world: World) -
     for bucket in range(BUCKETS):
         values.setdefault(f"{of_b.rpartition(':')[0]}:{bucket}", values[of_b])
         values[f"{SCOPE}{member_name(12345)}:{bucket}"] = values[bucket_of(world, c)]
+    of_c = values[bucket_of(world, c)]
+    values[bucket_of(world, c)] = values[of_b]
+    a.exchange()
+    assert a.figures()[0] == 17
+    values[bucket_of(world, c)] = of_c
     a.exchange()
     assert a.figures()[0] == 22
     values[of_b] = earlier
+    c.deliver(1, 0)
+    c.exchange()
+    values[of_b] = earlier
     a.exchange()
-    assert a.figures()[0] == 22
+    assert a.figures()[0] == 23
     a.exchange("another")
-    assert a.figures()[0] == 22
+    assert a.figures()[0] == 23
 
 
 @pytest.mark.parametrize(
@@ -617,6 +625,18 @@ def test_a_host_with_another_secret_is_named_and_counts_by_itself_until_it_has_o
             process.exchange()
             assert memcached_problem(process) is None
     assert (a.figures()[0], b.figures()[0]) == (8, 8)
+
+
+def test_a_host_that_never_had_our_secret_is_named(world: World) -> None:
+    a = delivering(world, 0, 3)
+    world.hosts[1].seals = (b"another" * 4,)
+    b = delivering(world, 1, 4)
+    a.exchange()
+    assert "signed with another secret" in str(memcached_problem(a))
+    b.end()
+    for _ in range(2):
+        a.exchange()
+    assert memcached_problem(a) is None
 
 
 def test_a_server_that_gives_no_keys_shares_nothing(world: World) -> None:
