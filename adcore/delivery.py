@@ -42,11 +42,13 @@ from adcore.tokens import COOKIE_PREFIX, FrequencyCookies, KeyRing, Tokens
 # not worth the memory; browsers' are 250 bytes.
 PROFILES_MAX = 32_768
 VALUES_BYTES_MAX = 1024
-# Addresses come and go; each is some 300 bytes.
+# Addresses come and go; each is some 300 bytes. The longest has 45 characters, and an interface's name of 15 may follow.
 NETWORKS_MAX = 65_536
 ADDRESS_BYTES_MAX = 64
 # Values of X-Forwarded-For: reading one takes 4 µs.
 FORWARDED_MAX = 8192
+# Trusted proxies in a row; what is further back is not read. Each address takes 4 µs, and as many bytes.
+HOPS_MAX = 16
 # Slots times alike visitors, a kilobyte each.
 CASES_MAX = 16_384
 # Ads ready to be shown, two kilobytes each; a table may have hundreds of thousands.
@@ -395,8 +397,8 @@ class Delivery:
 
     def _find_nearest_stranger(self, forwarded_for: bytes) -> str:
         """The last address of X-Forwarded-For that no trusted proxy has; "" when there is none, or nobody can tell."""
-        for hop in reversed(forwarded_for.decode("latin-1").split(",")):
-            text = hop.strip()
+        for hop in reversed(forwarded_for.rsplit(b",", HOPS_MAX)[-HOPS_MAX:]):
+            text = _text(hop.strip())
             try:
                 address = ip_address(text)
             except ValueError:
@@ -555,4 +557,7 @@ def _request_number(request: Request) -> int | None:
 
 
 def _text(address: str | bytes) -> str:
+    """The address to look for; "" when it is too long to be one, which a header of 32 KiB can bring."""
+    if len(address) > ADDRESS_BYTES_MAX:
+        return ""
     return address if isinstance(address, str) else address.decode("latin-1").strip()

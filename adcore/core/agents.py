@@ -74,21 +74,21 @@ _SYSTEMS: dict[str, OperatingSystem] = {
     ),
 }
 
+# All are searched for in lower case: `re` skips to the letters with which one of the words begins. It can't do that
+# with IGNORECASE, nor where a word begins with \b, hence x(?<!\wx): 0.1 µs a byte of a crafted User-Agent, not 0.7.
 # Sets, boxes, sticks and consoles: whatever their system, they show on a television.
 _TV = re.compile(
     r"smart-?tv|apple ?tv|google ?tv|android ?tv|hbbtv|netcast|web0s|webos\.tv|bravia|viera|vidaa|roku|crkey"
-    r"|\baft[a-z0-9]{1,6}\b|\bdtv\b|\blarge screen\b|playstation [3-9]|xbox|nintendo (?:switch|wii)",
-    re.IGNORECASE,
+    r"|a(?<!\wa)ft[a-z0-9]{1,6}\b|d(?<!\wd)tv\b|l(?<!\wl)arge screen\b|playstation [3-9]|xbox|nintendo (?:switch|wii)",
 )
 _MOBILE = re.compile(
-    r"mobi|iphone|ipod|windows phone|blackberry|\bbb10\b|kaios|opera mini|symbian|midp"
+    r"mobi|iphone|ipod|windows phone|blackberry|b(?<!\wb)b10\b|kaios|opera mini|symbian|midp"
     r"|playstation (?:vita|portable)",
-    re.IGNORECASE,
 )
-_TABLET = re.compile(r"ipad|playbook|kindle|silk/|\btablet\b", re.IGNORECASE)
+_TABLET = re.compile(r"ipad|playbook|kindle|silk/|t(?<!\wt)ablet\b")
 # Worn on the head or the wrist, or spoken to.
-_OTHER = re.compile(r"oculusbrowser|\bquest\b|watch ?os|smartspeaker", re.IGNORECASE)
-_DESKTOP = re.compile(r"\bx11\b", re.IGNORECASE)
+_OTHER = re.compile(r"oculusbrowser|q(?<!\wq)uest\b|watch ?os|smartspeaker")
+_DESKTOP = re.compile(r"x(?<!\wx)11\b")
 
 
 @lru_cache(maxsize=USER_AGENTS_KEPT)
@@ -100,6 +100,7 @@ def _parse_user_agent(text: str) -> Agent:
 
 
 def _device(text: str, system: OperatingSystem) -> Device:
+    text = text.lower()
     if _OTHER.search(text):
         return "other"
     if _TV.search(text):

@@ -6,10 +6,10 @@ mistake in them is a `FactsError` that names the field.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from adcore.core.inventory import WORD_CHARS_MAX, normalise_word
 from adcore.errors import AdcoreError
@@ -20,6 +20,11 @@ ACCEPT_LANGUAGE_CHARS_MAX = 512
 # What fits with room to spare in a request line of 8 KiB and in a record.
 KEYWORDS_MAX = 32
 KEY_VALUES_MAX = 32
+# Of each of the two, as they are written: "News" and " news" are one keyword.
+SPELLINGS_MAX = 128
+
+
+_Spelling = TypeVar("_Spelling", str, tuple[str, str])
 
 
 class FactsError(AdcoreError, ValueError):
@@ -69,7 +74,7 @@ def parse_keywords(text: str) -> tuple[str, ...]:
     """Keywords separated by commas, in normal form, sorted. Raises FactsError."""
     if not text:
         return ()
-    words = {_word("keywords", word) for word in text.split(",")} - {""}
+    words = {_word("keywords", word) for word in _distinct("keywords", KEYWORDS_MAX, text.split(","))} - {""}
     if len(words) > KEYWORDS_MAX:
         raise FactsError("keywords", f"must be at most {KEYWORDS_MAX}, and are {len(words)}")
     return tuple(sorted(words))
@@ -78,7 +83,7 @@ def parse_keywords(text: str) -> tuple[str, ...]:
 def parse_key_values(pairs: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
     """Pairs of name and value in normal form, sorted; empty values are left out. Raises FactsError."""
     found = set()
-    for name, value in pairs:
+    for name, value in _distinct("key-values", KEY_VALUES_MAX, pairs):
         key = _word("the name of a key-value", name)
         if not key:
             raise FactsError("the name of a key-value", "must not be empty: write kv.NAME=VALUE")
@@ -104,6 +109,14 @@ def truncate_ip(text: str) -> str:
             return str(IPv6Address(int(address) >> 80 << 80))
         address = address.ipv4_mapped
     return str(IPv4Address(int(address) >> 8 << 8))
+
+
+def _distinct(field: str, words_max: int, spellings: Iterable[_Spelling]) -> Collection[_Spelling]:
+    """Each once, in order. They are counted here, since to find the normal form of one takes a microsecond."""
+    distinct = dict.fromkeys(spellings)
+    if len(distinct) > SPELLINGS_MAX:
+        raise FactsError(field, f"must be at most {words_max}, and are written in {len(distinct)} ways")
+    return distinct
 
 
 def _word(field: str, text: str) -> str:

@@ -34,6 +34,8 @@ HOURS_OF_WEEK = 168
 TARGETS_MAX = 1000
 # Of a keyword, and of the name and the value of a key-value: pages send them in a URL of at most 8 KiB.
 WORD_CHARS_MAX = 128
+# Four characters are the most that normal form makes one of (Unicode Standard Annex 15, table 8).
+WORD_WRITTEN_CHARS_MAX = 4 * WORD_CHARS_MAX
 
 # Without control characters and lone surrogates: nothing can break a header, a line of a log or UTF-8 itself.
 _LINE = r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]*\Z"
@@ -331,8 +333,12 @@ def to_document(inventory: Inventory) -> dict[str, Any]:
 
 
 def normalise_word(text: str) -> str:
-    """The form in which keywords and key-values are compared: composed, without outer space, case folded."""
-    return unicodedata.normalize("NFC", text.strip()).casefold()
+    """The form in which keywords and key-values are compared: composed, without outer space, case folded.
+
+    A text that is too long to be a word in any form is cut first, and is still too long then: to sort the combining
+    marks on one letter takes the square of their number.
+    """
+    return unicodedata.normalize("NFC", text.strip()[: WORD_WRITTEN_CHARS_MAX + 1]).casefold()
 
 
 def _check_campaign(
