@@ -42,15 +42,17 @@ from adcore.tokens import COOKIE_PREFIX, FrequencyCookies, KeyRing, Tokens
 # not worth the memory; browsers' are 250 bytes.
 PROFILES_MAX = 32_768
 VALUES_BYTES_MAX = 1024
-# Addresses come and go; each is some 300 bytes. The longest has 45 characters, and an interface's name of 15 may follow.
+# Addresses come and go; each is some 300 bytes.
 NETWORKS_MAX = 65_536
+# The longest has 45 characters, and the name of an interface, of 15, may follow.
 ADDRESS_BYTES_MAX = 64
 # Values of X-Forwarded-For: reading one takes 4 µs.
 FORWARDED_MAX = 8192
 # Trusted proxies in a row; what is further back is not read. Each address takes 4 µs, and as many bytes.
 HOPS_MAX = 16
-# Slots times alike visitors, a kilobyte each.
+# Slots times alike visitors, a kilobyte each; a larger one counts for several.
 CASES_MAX = 16_384
+CASE_BYTES = 1024
 # Ads ready to be shown, two kilobytes each; a table may have hundreds of thousands.
 SHOWN_MAX = 16_384
 
@@ -111,6 +113,7 @@ class Case:
         "moment",
         "packed",
         "placement",
+        "size",
         "start",
     )
 
@@ -122,7 +125,6 @@ class Case:
         facts: Facts,
         moment: Moment,
         eligible: Eligible,
-        packed: bytes,
     ) -> None:
         self.held = held
         self.start, self.end = stretch
@@ -131,8 +133,10 @@ class Case:
         self.moment = moment
         """Any one of the stretch: hour, weekday and day are those of all of it."""
         self.eligible = eligible
-        self.packed = packed
-        """What the records of these visitors share."""
+        self.packed = b""
+        """What the records of these visitors share; made for the first of them."""
+        self.size = 1
+        """In CASE_BYTES."""
         self.answers = 0
         """Ads shown that the statistics do not have yet."""
 
@@ -195,7 +199,7 @@ class Delivery:
         self._networks: dict[str | bytes, Network] = {}
         self._nobody = Network("", queue.form.fields({"ip": ""}))
         self._no_user = queue.form.fields({"user": ""})
-        self._cases_made = 0
+        self._cases_size = 0
         self._slots_with_cases: list[Slot] = []
         self._left: list[dict[Profile, Case]] = []
         """Cases of the tables before, to be let go one by one: many at once would take milliseconds."""
@@ -269,15 +273,16 @@ class Delivery:
                 taken.add(ad.campaign.id)
             if not counts:
                 continue
-            of_visitor = case.packed
+            if eligible is case.eligible:
+                of_visitor = case.packed or self._pack_case(slot, case)
+            else:
+                of_visitor = self._pack_visitor(case.facts, case.moment, eligible.excluded)
             if eligible is case.eligible and slot.kept:
                 if not case.answers:
                     state.statistics.unread.append(case)
                 case.answers += 1
             else:
                 state.statistics.add_filled(slot.placement, 1, eligible.dropped)
-                if eligible is not case.eligible:
-                    of_visitor = self._pack_visitor(case.facts, case.moment, eligible.excluded)
             self._keep(
                 (self._of_table, shown.packed, of_visitor, network.field, user_field, chance, now, impression_id)
             )
@@ -421,7 +426,7 @@ class Delivery:
             if index is not None and table.placements.get(slot.placement) is index:
                 kept.append(slot)
             else:
-                self._cases_made -= len(slot.cases)
+                self._cases_size -= sum(case.size for case in slot.cases.values())
                 self._left.append(slot.cases)
                 slot.cases = {}
         self._slots_with_cases = kept
@@ -448,15 +453,15 @@ class Delivery:
             window = index.window_at(now)
             start, end = max(start, window.start), min(end, window.end)
         eligible = find_eligible(table, slot.placement, facts, moment, held)
-        packed = self._pack_visitor(facts, moment, eligible.excluded)
-        case = Case(held, (start, end), slot.placement, facts, moment, eligible, packed)
+        case = Case(held, (start, end), slot.placement, facts, moment, eligible)
         if slot.kept:
-            if profile not in slot.cases:
-                self._cases_made += 1
-                if self._cases_made > CASES_MAX:
-                    self._forget_cases()
-                if not slot.cases:
-                    self._slots_with_cases.append(slot)
+            before = slot.cases.get(profile)
+            self._cases_size += case.size - (before.size if before is not None else 0)
+            if self._cases_size > CASES_MAX:
+                self._forget_cases()
+                self._cases_size = case.size
+            if not slot.cases:
+                self._slots_with_cases.append(slot)
             slot.cases[profile] = case
         return case
 
@@ -465,7 +470,7 @@ class Delivery:
             slot.cases.clear()
         self._slots_with_cases.clear()
         self._left.clear()
-        self._cases_made = 0
+        self._cases_size = 0
         self.state.statistics.read()
 
     def _make_shown(self, ad: Ad) -> Shown:
@@ -489,6 +494,14 @@ class Delivery:
             self._shown.popitem(last=False)
         shown = self._shown[ad] = Shown(ad, answer, self.state.counters, self.tokens, packed)
         return shown
+
+    def _pack_case(self, slot: Slot, case: Case) -> bytes:
+        packed = case.packed = self._pack_visitor(case.facts, case.moment, case.eligible.excluded)
+        if slot.kept:
+            # It names the campaigns that are kept back: mostly none, at times thousands.
+            case.size += len(packed) // CASE_BYTES
+            self._cases_size += len(packed) // CASE_BYTES
+        return packed
 
     def _pack_visitor(self, facts: Facts, moment: Moment, excluded: Mapping[str, str]) -> bytes:
         """The part of an impression's record that alike visitors share."""

@@ -12,9 +12,9 @@ Most of it are structs that the garbage collector need not look at (`gc=False`):
 
 from array import array
 from bisect import bisect_right
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate, compress, count
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import msgspec
 
@@ -25,7 +25,7 @@ from adcore.core.inventory import Campaign, Creative, Inventory, Placement, Prob
 from adcore.core.learned import read_learned, teach
 from adcore.core.pacing import is_limited
 from adcore.core.reason import Reason
-from adcore.core.targeting import Dropped, TargetingIndex
+from adcore.core.targeting import Dropped, TargetingIndex, mask_at
 
 # Bytes of "0" and "1" as false and true: 500 bits in 10 µs, where picking one after the other takes 32.
 _FLAGS = bytes(character == ord("1") for character in range(256))
@@ -40,6 +40,10 @@ DRAWN_MAX = 65536
 PARTS = 256
 
 BATCH = 250
+# Campaigns that one is searched among, before they are drawn up.
+SEARCHED_MIN = 256
+# Campaigns that are faster to look up one by one than with all others of a placement.
+FEW = 64
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -87,45 +91,140 @@ class Window:
         self.matches: dict[tuple[Facts, int, int], tuple[int, Dropped]] = {}
 
 
+class Weights:
+    """The weights of a placement's campaigns, by their bits, so that those of a mask are added up without a loop."""
+
+    __slots__ = ("_bits", "_entrants")
+
+    def __init__(self, entrants: tuple[Entrant, ...]) -> None:
+        self._entrants = entrants
+        numbers = [entrant.campaign.weight for entrant in entrants]
+        self._bits = [
+            mask_at([at for at, number in enumerate(numbers) if number >> bit & 1], len(numbers))
+            for bit in range(max(numbers, default=0).bit_length())
+        ]
+        """For each bit, the campaigns whose weight has it."""
+
+    def weigh(self, mask: int) -> int:
+        """The sum of the weights of these campaigns."""
+        return sum((mask & weights).bit_count() << bit for bit, weights in enumerate(self._bits))
+
+    def search(self, mask: int, point: float) -> tuple[Entrant, int]:
+        """The first of these campaigns up to which the weights add up to more than `point`, and what is before it."""
+        parts = [(bit, part) for bit, weights in enumerate(self._bits) if (part := mask & weights)]
+        first, size, before = 0, mask.bit_length(), 0
+        while size > 1:
+            half = size >> 1
+            lower_half = (1 << half) - 1
+            lower = [(bit, part & lower_half) for bit, part in parts]
+            middle = before + sum(part.bit_count() << bit for bit, part in lower)
+            if point < middle:
+                parts, size = lower, half
+            else:
+                parts = [(bit, part >> half) for bit, part in parts]
+                first, size, before = first + half, size - half, middle
+        return self._entrants[first], before
+
+    def entrants_in(self, mask: int) -> tuple[Entrant, ...]:
+        return tuple(compress(self._entrants, flags(mask)))
+
+
 class Drawing:
     """The weighted choice among the campaigns of the first tier that has any, and then among the creatives of one.
 
-    In two steps, so that it is as long as there are campaigns, however many creatives they have.
+    In two steps, so that it is as long as there are campaigns, however many creatives they have. Thousands of campaigns
+    are not drawn up before the second pick: many a choice is made for one visitor only, and to find one campaign in
+    the masks takes 20 µs, where to add up the weights of all takes 200.
     """
 
-    __slots__ = ("_bounds", "_entrants", "_total", "dropped")
+    __slots__ = ("_bounds", "_entrants", "_live", "_was_searched", "_weights", "dropped", "total")
 
-    def __init__(self, entrants: Iterable[Entrant], dropped: Dropped) -> None:
-        self._entrants = tuple(entrants)
-        bounds = array("d", accumulate([entrant.campaign.weight for entrant in self._entrants]))
-        self._total = bounds.pop()
-        self._bounds = bounds
-        """Of half-open intervals of [0, total). The last one has none, so that it takes what rounds up to the total."""
+    def __init__(self, weights: Weights, live: int, dropped: Dropped) -> None:
+        """`live` are the campaigns, at least one."""
+        self._weights = weights
+        self._live = live
+        self.total = weights.weigh(live)
+        """Of their weights."""
         self.dropped = dropped
+        self._was_searched = False
+        self._entrants: tuple[Entrant, ...] = ()
+        self._bounds = _NO_BOUNDS
+        """Of half-open intervals of [0, total). The last one has none, so that it takes what rounds up to the total."""
+        if len(self) < SEARCHED_MIN:
+            self._draw_up()
 
     def __len__(self) -> int:
-        return len(self._entrants)
+        return self._live.bit_count()
 
     def pick(self, draw: float) -> tuple[Ad, float]:
         """The ad at `draw`, a number in [0, 1), and the probability with which it is picked."""
-        total = self._total
+        total = self.total
         point = draw * total
+        if not self._entrants:
+            if not self._was_searched:
+                self._was_searched = True
+                entrant, start = self._weights.search(self._live, point)
+                return _pick(entrant, point - start, total)
+            self._draw_up()
         at = bisect_right(self._bounds, point)
-        entrant = self._entrants[at]
-        weight = entrant.campaign.weight
-        ads = entrant.ads
-        if len(ads) == 1:
-            return ads[0], weight / total
-        # Where in the campaign's interval the point lies is as random as the point itself.
-        start = self._bounds[at - 1] if at else 0.0
-        ad, chance = entrant.pick((point - start) / weight)
-        return ad, chance * weight / total
+        return _pick(self._entrants[at], point - (self._bounds[at - 1] if at else 0.0), total)
 
     def chances(self) -> Iterator[tuple[Ad, float]]:
         """Each ad, and the probability with which it is picked."""
-        for entrant in self._entrants:
+        for entrant in self._entrants or self._weights.entrants_in(self._live):
             for ad in entrant.ads:
-                yield ad, ad.creative.weight / entrant.bounds[-1] * entrant.campaign.weight / self._total
+                yield ad, ad.creative.weight / entrant.bounds[-1] * entrant.campaign.weight / self.total
+
+    def _draw_up(self) -> None:
+        self._entrants = self._weights.entrants_in(self._live)
+        bounds = array("d", accumulate([entrant.campaign.weight for entrant in self._entrants]))
+        bounds.pop()
+        self._bounds = bounds
+
+
+_NO_BOUNDS = array("d")
+
+
+def _pick(entrant: Entrant, point: float, total: float) -> tuple[Ad, float]:
+    """The ad at `point` of a campaign's own interval."""
+    weight = entrant.campaign.weight
+    ads = entrant.ads
+    if len(ads) == 1:
+        return ads[0], weight / total
+    # Where in the campaign's interval the point lies is as random as the point itself.
+    ad, chance = entrant.pick(point / weight)
+    return ad, chance * weight / total
+
+
+KeptBack = tuple[tuple[Reason, int], ...]
+"""Campaigns of a placement as masks, by what keeps them back; each is there once."""
+
+
+class Standing(NamedTuple):
+    """Which campaigns of a placement delivery counts hold back, and which go first in their tier."""
+
+    held: KeptBack
+    behind: int
+
+    def held_of(self, mask: int) -> KeptBack:
+        """Those of `mask` that are held back, by reason."""
+        return tuple((reason, some) for reason, held in self.held if (some := mask & held)) if self.held else ()
+
+
+NOBODY_STANDS = Standing((), 0)
+
+_named: tuple[Mapping[str, Reason], dict[Reason, list[str]]] = {}, {}
+
+
+def _names_by_reason(held: Mapping[str, Reason]) -> dict[Reason, list[str]]:
+    """The campaigns by reason, in the order in which reasons are checked: once for all placements of a page."""
+    global _named
+    if held is not _named[0]:
+        names: dict[Reason, list[str]] = {reason: [] for reason in Reason}
+        for campaign_id, reason in held.items():
+            names[reason].append(campaign_id)
+        _named = held, {reason: some for reason, some in names.items() if some}
+    return _named[1]
 
 
 class PlacementIndex:
@@ -135,12 +234,14 @@ class PlacementIndex:
         "_drawing_room",
         "_drawings",
         "_held",
-        "_standing_masks",
+        "_standing",
+        "_weights",
         "_window",
         "absent",
         "campaigns",
         "ends",
         "entrants",
+        "ids",
         "placement",
         "positions",
         "starts",
@@ -168,7 +269,9 @@ class PlacementIndex:
         self.entrants = tuple(entrants)
         self.campaigns = tuple(entrant.campaign for entrant in entrants)
         self.absent = absent
-        self.positions = {campaign.id: position for position, campaign in enumerate(self.campaigns)}
+        self.ids = tuple(campaign.id for campaign in self.campaigns)
+        self.positions = {campaign_id: position for position, campaign_id in enumerate(self.ids)}
+        self._weights = Weights(self.entrants)
         yield
         self.targeting = yield from TargetingIndex.compile([campaign.targeting for campaign in self.campaigns])
         self.starts = tuple(c.starts_at.timestamp() if c.starts_at else None for c in self.campaigns)
@@ -183,7 +286,7 @@ class PlacementIndex:
         self._drawings: dict[int, Drawing | None] = {}
         self._drawing_room = DRAWN_MAX
         self._held: Mapping[str, Reason] = {}
-        self._standing_masks = 0, 0
+        self._standing = NOBODY_STANDS
 
     def match(self, facts: Facts, moment: Moment) -> tuple[int, Dropped]:
         """The campaigns that dates and targeting let through, and how many of the others fell to what first."""
@@ -206,24 +309,15 @@ class PlacementIndex:
             window = self._window = self._find_window(time)
         return window
 
-    def standing_masks(self, held: Mapping[str, Reason]) -> tuple[int, int]:
-        """The campaigns that `held` holds back, and those that it lets go first, being behind their schedule.
+    def standing(self, held: Mapping[str, Reason]) -> "Standing":
+        """Which campaigns `held` holds back, and which go first, being behind their schedule.
 
         `held` is replaced, never changed, so its identity is its version.
         """
         if held is not self._held:
-            back = behind = 0
-            positions = self.positions
-            for campaign_id, reason in held.items():
-                position = positions.get(campaign_id)
-                if position is not None:
-                    if reason is Reason.BEHIND_SCHEDULE:
-                        behind |= 1 << position
-                    else:
-                        back |= 1 << position
-            self._standing_masks = back, behind
+            self._standing = self._find_standing(held)
             self._held = held
-        return self._standing_masks
+        return self._standing
 
     def yielding(self, mask: int, behind: int) -> int:
         """Those of the first tier in `mask` that let others of it, which are `behind`, go first."""
@@ -233,29 +327,26 @@ class PlacementIndex:
                 return live & ~behind if live & behind else 0
         return 0
 
-    def mask_of(self, campaign_ids: frozenset[str] | set[str]) -> int:
-        mask = 0
-        positions = self.positions
-        for campaign_id in campaign_ids:
-            position = positions.get(campaign_id)
-            if position is not None:
-                mask |= 1 << position
-        return mask
+    def mask_of(self, campaign_ids: Collection[str]) -> int:
+        found = [at for at in map(self.positions.get, campaign_ids) if at is not None]
+        return sum(1 << at for at in found) if len(found) < FEW else mask_at(found, len(self.ids))
 
     def ids_in(self, mask: int) -> Iterator[str]:
-        for position in bits(mask):
-            yield self.campaigns[position].id
+        return compress(self.ids, flags(mask))
 
-    def drawing(self, mask: int) -> Drawing | None:
-        """The choice among the campaigns of `mask`; None when there are none."""
+    def drawing(self, mask: int, *, is_common: bool = True) -> Drawing | None:
+        """The choice among the campaigns of `mask`, None when there are none; large ones are kept if `is_common`."""
         if mask in self._drawings:
             return self._drawings[mask]
-        drawing = self._draw_up(mask)
-        size = len(drawing) if drawing else 1
-        if self._drawing_room < size:
+        live = next((mask & tier for tier in self.tiers if mask & tier), 0)
+        size = live.bit_count()
+        drawing = Drawing(self._weights, live, self._dropped(mask, live)) if size else None
+        if not is_common and size >= SEARCHED_MIN:
+            return drawing
+        if self._drawing_room <= size:
             self._drawings.clear()
             self._drawing_room = DRAWN_MAX
-        self._drawing_room -= size
+        self._drawing_room -= size or 1
         self._drawings[mask] = drawing
         return drawing
 
@@ -268,35 +359,40 @@ class PlacementIndex:
                 yield
         self._drawing_room = DRAWN_MAX
 
-    def _draw_up(self, mask: int) -> Drawing | None:
-        for tier in self.tiers:
-            live = mask & tier
-            if live:
-                break
-        else:
-            return None
+    @staticmethod
+    def _dropped(mask: int, live: int) -> Dropped:
+        """Those of `mask` that are not drawn, when one of `live`, its first tier, is."""
         counts = (
             (Reason.LOWER_PRIORITY, (mask ^ live).bit_count()),
             (Reason.LOST_DRAW, live.bit_count() - 1),
         )
-        entrants = (self.entrants[position] for position in bits(live))
-        return Drawing(entrants, tuple(entry for entry in counts if entry[1]))
+        return tuple(entry for entry in counts if entry[1])
+
+    def _find_standing(self, held: Mapping[str, Reason]) -> Standing:
+        masks = {
+            reason: mask_at([at for at in map(self.positions.get, names) if at is not None], len(self.ids))
+            for reason, names in _names_by_reason(held).items()
+        }
+        behind = masks.pop(Reason.BEHIND_SCHEDULE, 0)
+        return Standing(tuple((reason, mask) for reason, mask in masks.items() if mask), behind)
 
     def _find_window(self, time: float) -> Window:
         window_start, window_end = float("-inf"), float("inf")
-        running = early = late = 0
+        early: list[int] = []
+        late: list[int] = []
         for position, (start, end) in enumerate(zip(self.starts, self.ends, strict=True)):
             if start is not None and time < start:
-                early |= 1 << position
+                early.append(position)
                 window_end = min(window_end, start)
             elif end is not None and time >= end:
-                late |= 1 << position
+                late.append(position)
                 window_start = max(window_start, end)
             else:
-                running |= 1 << position
                 window_start = max(window_start, start or window_start)
                 window_end = min(window_end, end or window_end)
-        return Window(window_start, window_end, running, early, late)
+        size = len(self.ids)
+        early_mask, late_mask = mask_at(early, size), mask_at(late, size)
+        return Window(window_start, window_end, self.targeting.everyone ^ early_mask ^ late_mask, early_mask, late_mask)
 
 
 class Booking(msgspec.Struct, frozen=True, eq=False, gc=False):
@@ -485,7 +581,12 @@ def let_go(table: AdTable, successor: AdTable) -> Steps[None]:
 
 def bits(mask: int) -> Iterator[int]:
     """The positions of the set bits, lowest first."""
-    return compress(count(), bin(mask)[:1:-1].encode().translate(_FLAGS))
+    return compress(count(), flags(mask))
+
+
+def flags(mask: int) -> bytes:
+    """The bits as bytes, lowest first, up to the highest that is set."""
+    return bin(mask)[:1:-1].encode().translate(_FLAGS)
 
 
 def _batches(items: Sequence[S]) -> Iterator[Sequence[S]]:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from adcore.core.adtable import Ad, AdTable, PlacementIndex
+from adcore.core.adtable import NOBODY_STANDS, Ad, AdTable, KeptBack, PlacementIndex, Standing
 from adcore.core.calendar import Moment
 from adcore.core.facts import Facts
 from adcore.core.reason import Reason
@@ -73,16 +73,16 @@ class Eligible:
     """
 
     __slots__ = (
-        "_behind",
         "_dropped",
-        "_held",
         "_index",
+        "_kept_back",
         "_mask",
         "_matching",
         "_placement",
+        "_standing",
+        "_yielding",
         "drawing",
         "dropped",
-        "excluded",
     )
 
     def __init__(
@@ -91,59 +91,70 @@ class Eligible:
         index: PlacementIndex | None,
         matching: int,
         mask: int,
-        behind: int,
+        standing: Standing,
         dropped: Dropped,
-        held: Excluded,
+        kept_back: KeptBack = (),
+        *,
+        is_common: bool = True,
     ) -> None:
+        """`is_common` says whether others are likely to get the same."""
         self._placement = placement
         self._index = index
         self._matching = matching
         """With those who are held back."""
         self._mask = mask
-        self._behind = behind
-        """Who goes first in their tier."""
+        self._standing = standing
         self._dropped = self.dropped = dropped
-        self._held = self.excluded = held
+        self._kept_back = kept_back
+        """By counts outside the table; thousands, so that they are named only where they are wanted."""
+        self._yielding = 0
         if index is None:
             self.drawing = None
             return
-        yielding = index.yielding(mask, behind) if behind & mask else 0
+        behind = standing.behind
+        self._yielding = yielding = index.yielding(mask, behind) if behind & mask else 0
         if yielding:
-            self.excluded = held | dict.fromkeys(index.ids_in(yielding), Reason.OTHERS_BEHIND)
             self.dropped += ((Reason.OTHERS_BEHIND, yielding.bit_count()),)
             mask ^= yielding
-        self.drawing = index.drawing(mask)
+        self.drawing = index.drawing(mask, is_common=is_common)
         if self.drawing is not None:
             self.dropped += self.drawing.dropped
+
+    @property
+    def excluded(self) -> Excluded:
+        excluded: Excluded = {}
+        if self._index is not None:
+            for reason, some in (*self._kept_back, (Reason.OTHERS_BEHIND, self._yielding)):
+                if some:
+                    excluded.update(dict.fromkeys(self._index.ids_in(some), reason))
+        return excluded
 
     def without(self, capped: frozenset[str], taken: frozenset[str] | set[str]) -> "Eligible":
         """Those who are neither at the user's frequency cap nor already on the page."""
         index = self._index
         if index is None or not (capped or taken):
             return self
-        mask, dropped = self._mask, self._dropped
-        held = dict(self._held)
+        mask, dropped, kept_back = self._mask, self._dropped, self._kept_back
         for reason, campaign_ids in ((Reason.FREQUENCY_CAP, capped), (Reason.ALREADY_ON_PAGE, taken)):
-            kept_back = mask & index.mask_of(campaign_ids) if campaign_ids else 0
-            if kept_back:
-                held.update(dict.fromkeys(index.ids_in(kept_back), reason))
-                dropped += ((reason, kept_back.bit_count()),)
-                mask ^= kept_back
+            some = mask & index.mask_of(campaign_ids) if campaign_ids else 0
+            if some:
+                kept_back += ((reason, some),)
+                dropped += ((reason, some.bit_count()),)
+                mask ^= some
         if mask == self._mask:
             return self
-        return Eligible(self._placement, index, mask, mask, self._behind, dropped, held)
+        return Eligible(self._placement, index, mask, mask, self._standing, dropped, kept_back, is_common=False)
 
     def holds_for(self, held: Mapping[str, Reason]) -> bool:
         """Whether `find_eligible` would find the same with `held`, and all else as it was."""
         index = self._index
         if index is None:
             return True
-        back, behind = index.standing_masks(held)
-        return (
-            self._matching & back == self._matching ^ self._mask
+        standing = index.standing(held)
+        return standing is self._standing or (
+            standing.held_of(self._matching) == self._standing.held_of(self._matching)
             # Also of those in a lower tier, which is next when a visitor has seen enough of the first.
-            and not (behind ^ self._behind) & self._mask
-            and all(held[campaign_id] is reason for campaign_id, reason in self._held.items())
+            and not (standing.behind ^ self._standing.behind) & self._mask
         )
 
     def refuse(self) -> NoAd:
@@ -167,17 +178,15 @@ def find_eligible(
     """
     index = table.placements.get(placement_id)
     if index is None:
-        return Eligible(placement_id, None, 0, 0, 0, (), {})
+        return Eligible(placement_id, None, 0, 0, NOBODY_STANDS, ())
     mask, dropped = index.match(facts, moment)
-    back, behind = index.standing_masks(held) if held else (0, 0)
-    kept_back = mask & back
-    if not kept_back:
-        return Eligible(placement_id, index, mask, mask, behind, dropped, {})
-    excluded = {campaign_id: held[campaign_id] for campaign_id in index.ids_in(kept_back)}
-    counts: dict[Reason, int] = {}
-    for reason in excluded.values():
-        counts[reason] = counts.get(reason, 0) + 1
-    return Eligible(placement_id, index, mask, mask ^ kept_back, behind, dropped + tuple(counts.items()), excluded)
+    standing = index.standing(held) if held else NOBODY_STANDS
+    kept_back = standing.held_of(mask)
+    left = mask
+    for reason, some in kept_back:
+        dropped += ((reason, some.bit_count()),)
+        left ^= some
+    return Eligible(placement_id, index, mask, left, standing, dropped, kept_back)
 
 
 def decide(
@@ -244,7 +253,7 @@ def explain(
     refuse(Reason.ALREADY_ON_PAGE, index.mask_of(taken))
 
     eligible = index.mask_of({campaign_id for campaign_id, against in reasons.items() if not against})
-    yielding = index.yielding(eligible, index.standing_masks(held)[1])
+    yielding = index.yielding(eligible, index.standing(held).behind)
     drawing = index.drawing(eligible ^ yielding)
     chances: dict[str, dict[str, float]] = {}
     for ad, chance in drawing.chances() if drawing else ():

@@ -8,6 +8,7 @@ reads it.
 """
 
 from collections.abc import Generator, Hashable, Iterable, Iterator, Sequence
+from typing import TypeVar
 
 from adcore.core.calendar import Moment
 from adcore.core.facts import Facts
@@ -16,21 +17,38 @@ from adcore.core.reason import Reason
 
 Dropped = tuple[tuple[Reason, int], ...]
 
+# Values of a facet that are looked at in one step of making an index: some 50 µs.
+STEP_VALUES = 250
+_ONE = ord("1")
+
+T = TypeVar("T")
+Steps = Generator[None, None, T]
+
+
+def mask_at(positions: Iterable[int], size: int) -> int:
+    """The mask with these bits, of `size`: to set a bit copies all of a mask, and to set a digit does not."""
+    digits = bytearray(b"0") * size
+    one = _ONE
+    for position in positions:
+        digits[position] = one
+    return int(digits[::-1] or b"0", 2)
+
 
 class Facet:
     """The campaigns by the values that they ask for; a campaign that asks for none is in `indifferent`."""
 
     __slots__ = ("by_value", "indifferent")
 
-    def __init__(self, wanted: Iterable[Sequence[Hashable]]) -> None:
+    @classmethod
+    def compile(cls, wanted: Sequence[Sequence[Hashable]]) -> "Steps[Facet]":
+        facet = cls()
+        facet.indifferent = mask_at([at for at, values in enumerate(wanted) if not values], len(wanted))
+        facet.by_value = yield from _by_value(enumerate(wanted))
+        return facet
+
+    def __init__(self) -> None:
         self.indifferent = 0
         self.by_value: dict[Hashable, int] = {}
-        for position, values in enumerate(wanted):
-            bit = 1 << position
-            if not values:
-                self.indifferent |= bit
-            for value in values:
-                self.by_value[value] = self.by_value.get(value, 0) | bit
 
     def naming(self, values: Iterable[Hashable]) -> int:
         """The campaigns that ask for one of these values by name."""
@@ -46,6 +64,80 @@ class Facet:
         return self.indifferent | self.naming(values)
 
 
+class KeyValues:
+    """The campaigns by the key-values that they ask for: one needs a match under every name that it targets.
+
+    Those that target the same names are a group, which is looked at where a request has the rarest of these names: what
+    a request costs follows from the names that it has, and not from all that are targeted.
+    """
+
+    __slots__ = ("_by_name", "_groups", "_indifferent")
+
+    @classmethod
+    def compile(cls, targetings: Sequence[Targeting]) -> "Steps[KeyValues]":
+        index = cls()
+        members: dict[tuple[str, ...], list[int]] = {}
+        of_name: dict[str, list[tuple[int, Sequence[Hashable]]]] = {}
+        for position, targeting in enumerate(targetings):
+            wanted = {name: values for name, values in targeting.key_values.items() if values}
+            members.setdefault(tuple(sorted(wanted)), []).append(position)
+            for name, values in wanted.items():
+                of_name.setdefault(name, []).append((position, values))
+            if position % STEP_VALUES == 0:
+                yield
+        index._indifferent = mask_at(members.pop((), ()), len(targetings))
+        for name, some in of_name.items():
+            index._by_name[name] = yield from _by_value(some)
+        for names, positions in members.items():
+            rarest = min(names, key=lambda name: len(of_name[name]))
+            others = tuple(name for name in names if name != rarest)
+            index._groups.setdefault(rarest, []).append((others, mask_at(positions, len(targetings))))
+            yield
+        return index
+
+    def __init__(self) -> None:
+        self._indifferent = 0
+        self._by_name: dict[str, dict[Hashable, int]] = {}
+        self._groups: dict[str, list[tuple[tuple[str, ...], int]]] = {}
+        """By the rarest of the names: the other ones, and who targets them all."""
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._by_name
+
+    def __bool__(self) -> bool:
+        return bool(self._by_name)
+
+    def accepting(self, pairs: Iterable[tuple[str, str]]) -> int:
+        """The campaigns that find a match for each of their names, or have none."""
+        found: dict[str, int] = {}
+        for name, value in pairs:
+            by_value = self._by_name.get(name)
+            if by_value is not None:
+                found[name] = found.get(name, 0) | by_value.get(value, 0)
+        mask = self._indifferent
+        for rarest, matching in found.items():
+            for others, group in self._groups.get(rarest, ()):
+                group &= matching
+                for name in others:
+                    group &= found.get(name, 0)
+                mask |= group
+        return mask
+
+
+def _by_value(wanted: Iterable[tuple[int, Sequence[Hashable]]]) -> Steps[dict[Hashable, int]]:
+    """Of (position, values): the mask of the positions of each value."""
+    masks: dict[Hashable, int] = {}
+    count = 0
+    for position, values in wanted:
+        bit = 1 << position
+        for value in values:
+            masks[value] = masks.get(value, 0) | bit
+            count += 1
+            if count % STEP_VALUES == 0:
+                yield
+    return masks
+
+
 class TargetingIndex:
     """The targeting of a placement's campaigns; bit i of every mask is campaign i of the given sequence."""
 
@@ -53,7 +145,7 @@ class TargetingIndex:
     devices: Facet
     everyone: int
     hours: Facet
-    key_values: dict[str, Facet]
+    key_values: KeyValues
     keywords: frozenset[Hashable] | set[Hashable]
     keywords_any: Facet
     keywords_none: Facet
@@ -76,32 +168,28 @@ class TargetingIndex:
     )
 
     @classmethod
-    def compile(cls, targetings: Sequence[Targeting]) -> "Generator[None, None, TargetingIndex]":
+    def compile(cls, targetings: Sequence[Targeting]) -> "Steps[TargetingIndex]":
         """The index, made facet by facet: there may be thousands of campaigns, and others wait."""
         index = cls()
         index.everyone = (1 << len(targetings)) - 1
-        index.devices = Facet([t.devices for t in targetings])
+        index.devices = yield from Facet.compile([t.devices for t in targetings])
         yield
-        index.os = Facet([t.os for t in targetings])
+        index.os = yield from Facet.compile([t.os for t in targetings])
         yield
-        index.countries = Facet([t.countries for t in targetings])
+        index.countries = yield from Facet.compile([t.countries for t in targetings])
         yield
-        index.languages = Facet([t.languages for t in targetings])
+        index.languages = yield from Facet.compile([t.languages for t in targetings])
         yield
-        index.keywords_any = Facet([t.keywords_any for t in targetings])
+        index.keywords_any = yield from Facet.compile([t.keywords_any for t in targetings])
         yield
-        index.keywords_none = Facet([t.keywords_none for t in targetings])
+        index.keywords_none = yield from Facet.compile([t.keywords_none for t in targetings])
         yield
-        index.hours = Facet([t.hours for t in targetings])
+        index.hours = yield from Facet.compile([t.hours for t in targetings])
         yield
-        index.weekdays = Facet([t.weekdays for t in targetings])
+        index.weekdays = yield from Facet.compile([t.weekdays for t in targetings])
         yield
         index.keywords = index.keywords_any.by_value.keys() | index.keywords_none.by_value.keys()
-        names = {name for targeting in targetings for name in targeting.key_values}
-        index.key_values = {}
-        for name in sorted(names):
-            index.key_values[name] = Facet([t.key_values.get(name, ()) for t in targetings])
-            yield
+        index.key_values = yield from KeyValues.compile(targetings)
         return index
 
     def accepting(self, facts: Facts, moment: Moment) -> Iterator[tuple[Reason, int]]:
@@ -113,11 +201,7 @@ class TargetingIndex:
         yield Reason.KEYWORD_MISSING, self.keywords_any.accepting(facts.keywords)
         yield Reason.KEYWORD_EXCLUDED, self.everyone & ~self.keywords_none.naming(facts.keywords)
         if self.key_values:
-            # A campaign must find a match under every name that it targets; other names do not concern it.
-            mask = self.everyone
-            for name, facet in self.key_values.items():
-                mask &= facet.accepting(value for key, value in facts.key_values if key == name)
-            yield Reason.KEY_VALUE, mask
+            yield Reason.KEY_VALUE, self.key_values.accepting(facts.key_values)
         yield Reason.HOUR, self.hours.accepting((moment.hour,))
         yield Reason.WEEKDAY, self.weekdays.accepting((moment.weekday,))
 

@@ -175,7 +175,7 @@ class MsgpackForm:
         return _pack_header(MAGIC, len(payload), crc32(payload)) + payload
 
     def fields(self, fields: Mapping[str, object]) -> bytes:
-        return b"".join([_pack(name) + _pack(value) for name, value in fields.items()])
+        return b"".join([_pack(name) + _to_msgpack(value) for name, value in fields.items()])
 
     def impressions(self, impressions: Iterable[Impressed]) -> list[bytes]:
         records = []

@@ -45,6 +45,9 @@ PIECE_BYTES = 2 * 1024
 OUTPUT_BYTES = 32 * 1024
 # Bytes taken apart before others get their turn. The worst, chunks of blank lines, take 10 ms.
 INPUT_BYTES = 64 * 1024
+# Time after which others get their turn: an answer for a whole page of placements that nobody asked about yet takes
+# 10 ms, and a peer can send ten such requests in a piece.
+TURN_S = 0.005
 # What all peers together may leave waiting: half of a request, or answers that they do not take and requests behind
 # these. One can leave 64 KiB of a body, or 100 KiB of answers and 250 KiB of requests (uvloop reads that much at once).
 # A parsed request with few headers takes REQUEST_BYTES. Past this those are cut that hold most, so that a crowd of
@@ -150,6 +153,7 @@ class Http1Server:
         "now_wall",
         "reader",
         "statistics",
+        "stopwatch",
         "tails",
         "trusted_peers",
     )
@@ -163,6 +167,7 @@ class Http1Server:
         before_answers: Callable[[], None] = lambda: None,
         loop: Loop | None = None,
         clock: Callable[[], float] = time.time,
+        stopwatch: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.handler = handler
         self.before_answers = before_answers
@@ -176,6 +181,8 @@ class Http1Server:
         """Set when the server drains and its last connection is gone."""
         self.reader = PlainReader(self.limits)
         self.clock = clock
+        self.stopwatch = stopwatch
+        """Tells how long one connection has had its turn."""
         self.tails = Tails(int(clock()))
         """The ends of heads for this second."""
         self._handler_error_logged_wall = float("-inf")
@@ -456,13 +463,15 @@ class Http1Protocol(asyncio.Protocol):
         """Parse and answer `data`, or as much of it as may be answered now, after what waited; it may go on a read."""
         self._at_start = False
         out: list[bytes] = []
-        end = self._answer(out) if self._unanswered else None
+        stopwatch = self._server.stopwatch
+        until = stopwatch() + TURN_S
+        end = self._answer(out, until) if self._unanswered else None
         rest_bytes = len(data) - INPUT_BYTES
         while data and end is None and not self._unanswered:
             self._unanswered = self._parser.feed(data[:PIECE_BYTES])
             data = data[PIECE_BYTES:]
-            end = self._answer(out)
-            if sum(map(len, out)) > OUTPUT_BYTES or len(data) <= rest_bytes:
+            end = self._answer(out, until)
+            if sum(map(len, out)) > OUTPUT_BYTES or len(data) <= rest_bytes or stopwatch() > until:
                 break
         if end is None:
             self._unread = data
@@ -486,10 +495,10 @@ class Http1Protocol(asyncio.Protocol):
         elif not self._write_paused:  # an empty line: it moves no deadline
             self._at_start = not self._parser.is_within_line_end
 
-    def _answer(self, out: list[bytes]) -> Phase | None:
+    def _answer(self, out: list[bytes], until: float) -> Phase | None:
         """Put the answers to what is parsed into `out`, as many as may be made now; how the connection ends after them.
 
-        Then `_unanswered` is empty, unless some have to wait.
+        Then `_unanswered` is empty, unless some have to wait, since there is much output or it is past `until`.
         """
         parser = self._parser
         requests, self._unanswered = self._unanswered, []
@@ -508,7 +517,7 @@ class Http1Protocol(asyncio.Protocol):
                     more_came = not is_last or parser.begun or parser.surplus or parser.refusal is not None
                     return Phase.LINGERING if more_came else Phase.CLOSING
                 size += len(response.head) + len(response.body)
-                if size > OUTPUT_BYTES and not is_last:
+                if not is_last and (size > OUTPUT_BYTES or server.stopwatch() > until):
                     self._unanswered = requests[position:]
                     return None
         if parser.refusal is not None:

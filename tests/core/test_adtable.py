@@ -42,7 +42,7 @@ def describe(table: AdTable) -> dict[str, Any]:
                     for name, facet in vars_of(index.targeting)
                     if hasattr(facet, "by_value")
                 },
-                {name: (f.indifferent, f.by_value) for name, f in index.targeting.key_values.items()},
+                dict(vars_of(index.targeting.key_values)),
                 (index.targeting.everyone, index.targeting.keywords, index.starts, index.ends, index.tiers),
             )
             for name, index in table.placements.items()

@@ -23,7 +23,7 @@ class Mutator:
         for _ in range(count):
             yield self.mutate(self._random.choice(self._seeds))
 
-    def mutate(self, data: bytes) -> bytes:
+    def mutate(self, data: bytes, bytes_max: int = CASE_BYTES_MAX) -> bytes:
         """One to eight edits; mostly few, so that what is left is nearly good."""
         chance = self._random
         for _ in range(min(8, 1 + int(chance.expovariate(0.7)))):
@@ -46,4 +46,4 @@ class Mutator:
                     data = data[:at] + other[chance.randrange(len(other) + 1) :]
                 case 7:
                     data = data[:at]
-        return data[:CASE_BYTES_MAX]
+        return data[:bytes_max]

@@ -115,7 +115,8 @@ class Connection:
         self.requests: list[Request] = []
         self.answer: Handler = handler or (lambda request: respond(200, request.path))
         self.loop = FakeLoop()
-        self.server = Http1Server(self._handle, limits, loop=self.loop, clock=lambda: 784111777.0, **options)
+        options = {"clock": lambda: 784111777.0, "stopwatch": self.loop.time, **options}
+        self.server = Http1Server(self._handle, limits, loop=self.loop, **options)
         self.transport = transport or FakeTransport()
         self.protocol: Http1Protocol = self.server()
         self.transport.protocol = self.protocol
