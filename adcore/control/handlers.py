@@ -9,8 +9,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import parse_qsl
 
+import msgspec
+
 from adcore.control import metrics, profile_formats
-from adcore.control.explain import ExplainError
+from adcore.control.explain import ExplainError, one_by_one
 from adcore.control.golang import golang_stats
 from adcore.control.profile import SECONDS_MAX, ProfileError, Profiler
 from adcore.control.rates import Pollers, compare, take_sample
@@ -111,13 +113,18 @@ class ControlHandlers:
         return respond(200, body, content_type=PROFILE_TYPES[form], headers=NO_STORE)
 
     async def on_explain(self, request: Request) -> Response:
+        answers: list[bytes] = []
         try:
-            explanations = self.explain(parse_qsl(request.query.decode("latin-1"), keep_blank_values=True))
+            for asked in one_by_one(parse_qsl(request.query.decode("latin-1"), keep_blank_values=True)):
+                answers += [msgspec.json.format(msgspec.json.encode(one), indent=2) for one in self.explain(asked)]
+                # Visitors wait for one placement, not for a page of them.
+                await asyncio.sleep(0)
         except ExplainError as error:
             raise ArgumentError(str(error)) from None
-        if len(explanations) == 1:
-            return to_json(200, explanations[0])
-        return to_json(200, {"explanations": explanations})
+        body = b",\n".join(answers)
+        if len(answers) > 1:
+            body = b'{"explanations": [\n%b\n]}' % body
+        return respond(200, body + b"\n", content_type="application/json", headers=NO_STORE)
 
     def _status(self) -> dict[str, Any]:
         return {name: section() for name, section in self.sections.items()}

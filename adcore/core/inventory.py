@@ -36,6 +36,10 @@ TARGETS_MAX = 1000
 WORD_CHARS_MAX = 128
 # Four characters are the most that normal form makes one of (Unicode Standard Annex 15, table 8).
 WORD_WRITTEN_CHARS_MAX = 4 * WORD_CHARS_MAX
+# Problems of a document that are told what may have been meant: to look for a name among 5,000 takes 50 ms.
+ADVISED_MAX = 20
+# Of a name in a path; a longer one is shown in part, since each value below it has a path of its own.
+STEP_CHARS_MAX = 64
 
 # Without control characters and lone surrogates: nothing can break a header, a line of a log or UTF-8 itself.
 _LINE = r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]*\Z"
@@ -66,7 +70,15 @@ Name = Annotated[
 # What a browser shows beside or instead of the picture.
 Alt = Annotated[str, Meta(max_length=1000, pattern=_LINE, description="one line of at most 1000 characters")]
 # What every browser, proxy and Location header carries.
-Url = Annotated[str, Meta(max_length=2048, pattern=_URL, description="an http or https URL of at most 2048 characters")]
+URL_CHARS_MAX = 2048
+Url = Annotated[
+    str,
+    Meta(
+        max_length=URL_CHARS_MAX,
+        pattern=_URL,
+        description=f"an http or https URL of at most {URL_CHARS_MAX} characters",
+    ),
+]
 Html = Annotated[
     str,
     Meta(
@@ -354,9 +366,9 @@ def _check_campaign(
     # From the object itself: these are named even when another part of the targeting is bad.
     targets = given.get("targeting")
     wanted = targets.get("placements") if isinstance(targets, Mapping) else None
-    for position, placement_id in enumerate(wanted if isinstance(wanted, list | tuple) else ()):
+    for position, placement_id in enumerate(wanted[:TARGETS_MAX] if isinstance(wanted, list | tuple) else ()):
         if isinstance(placement_id, str) and placement_id not in placement_ids:
-            advice = _did_you_mean(placement_id, placement_ids)
+            advice = row.advise(placement_id, placement_ids)
             row.refuse(f".targeting.placements[{position}]", f"must be the id of a placement{advice}", placement_id)
     targeting = values.get("targeting")
     if targeting is not None:
@@ -516,7 +528,11 @@ class _Row:
     def refuse_unknown(self, fields: Mapping[Any, Any], known: Iterable[str], where: str = "") -> None:
         for name in fields:
             if name not in known:
-                self.refuse(where + _step(name), "there is no such field" + _did_you_mean(name, known))
+                self.refuse(where + _step(name), "there is no such field" + self.advise(name, known))
+
+    def advise(self, name: object, known: Iterable[str]) -> str:
+        """What may have been meant by `name`, if anything is close to it."""
+        return _did_you_mean(name, known) if len(self.problems) < ADVISED_MAX else ""
 
     def read_rows(self, fields: Mapping[Any, Any], name: str, kind: str) -> Iterator[tuple["_Row", Mapping[Any, Any]]]:
         """The rows in the list `name` of this object, one after the other."""
@@ -578,8 +594,17 @@ class _Row:
                 self._convert(get_args(plain)[0], key, where + _step(key))
                 self._convert(get_args(plain)[1], item, where + _step(key))
         if len(self.problems) == count:
-            self.refuse(where, f"must be {_expected(wanted)}{_advice(wanted, value)}", value)
+            self.refuse(where, f"must be {_expected(wanted)}{self._advise_value(wanted, value)}", value)
         return _BAD
+
+    def _advise_value(self, wanted: Any, value: object) -> str:
+        if get_origin(wanted) is Literal:
+            return self.advise(value, get_args(wanted))
+        if isinstance(value, str) and not value.isascii() and _without_none(wanted) == Url:
+            written = _in_ascii(value) if len(value) <= URL_CHARS_MAX else ""
+            if re.search(_URL, written):
+                return f" in ASCII: write {written}"
+        return ""
 
 
 _BAD = object()
@@ -619,16 +644,6 @@ def _expected(wanted: Any) -> str:
     return "an object"
 
 
-def _advice(wanted: Any, value: object) -> str:
-    if get_origin(wanted) is Literal:
-        return _did_you_mean(value, get_args(wanted))
-    if isinstance(value, str) and not value.isascii() and _without_none(wanted) == Url:
-        written = _in_ascii(value)
-        if re.search(_URL, written):
-            return f" in ASCII: write {written}"
-    return ""
-
-
 def _in_ascii(url: str) -> str:
     """A URL as copied from a page, the way it is sent: the host in punycode, the rest percent-encoded."""
     scheme, _, rest = url.partition("://")
@@ -645,7 +660,8 @@ _URL_SAFE = "".join(map(chr, range(0x21, 0x7F)))
 
 def _step(name: object) -> str:
     """One step of a JSON path."""
-    return f".{name}" if isinstance(name, str) and re.search(r"^\w+\Z", name) else f"[{_shown(name)}]"
+    is_plain = isinstance(name, str) and len(name) <= STEP_CHARS_MAX and re.search(r"^\w+\Z", name)
+    return f".{name}" if is_plain else f"[{_shown(name)}]"
 
 
 def _shown(value: object) -> str:

@@ -1,5 +1,7 @@
 """Fuzz what takes bytes from others: `python -m tests.fuzz connection --cases 1000000`.
 
+`cost` is one more target: it looks for the input that takes most CPU for its bytes (climb.py).
+
 Good cases are edited at random from a printed seed. With --coverage it is atheris (libFuzzer) that edits them, and
 keeps what reaches new code. The first case that breaks a promise ends it, and is left in a file. At the end memory must
 not have grown since the middle.
@@ -21,6 +23,7 @@ from tests.fuzz.mutation import CASE_BYTES_MAX, Mutator
 # What the memories of a process are, once they are full, and what the allocator keeps: not a leak of a byte a case.
 GROWTH_BYTES_MAX = 8 << 20
 
+COST = "cost"
 SMALL = {
     "adcore.http1.plain": ("KNOWN_MAX", "NEWCOMERS"),
     "adcore.handlers": ("ASKED_MAX", "HEADS_MAX"),
@@ -39,13 +42,16 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 31), help="to repeat a run")
     parser.add_argument("--coverage", action="store_true", help="let atheris choose the cases; one target at a time")
     options = parser.parse_args()
+    if options.targets == [COST] and not options.coverage:
+        print("seed", options.seed, flush=True)
+        return import_module("tests.fuzz.climb").main(options.cases, options.seed)  # type: ignore[no-any-return]
     targets = load_targets(options.coverage).targets
     forget_soon()
     with tempfile.TemporaryDirectory(prefix="adcore-") as folder:
         known = dict(targets(Path(folder)))
         chosen = options.targets or list(known)
         if unknown := set(chosen) - set(known):
-            parser.error(f"no such target: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+            parser.error(f"no such target: {', '.join(sorted(unknown))}; there are {', '.join([*known, COST])}")
         if options.coverage and len(chosen) != 1:
             parser.error("--coverage takes one target: libFuzzer ends the process when it is done")
         print("seed", options.seed, flush=True)

@@ -60,6 +60,7 @@ class Climb:
 
     def __init__(self, folder: Path, take: Callable[[], int], units_per_us: float, only: Sequence[str] = ()) -> None:
         self._units_per_us = units_per_us
+        self._is_noisy = units_per_us == NS_PER_US
         self.surfaces = {one.name: one for one in surfaces() if not only or one.name in only}
         self._servers: dict[bool, ColdServer] = {}
         for is_large in {one.is_large for one in self.surfaces.values()}:
@@ -93,11 +94,11 @@ class Climb:
             self.measure(surface, self._edit(mutators[surface.name], surface, parent, chance))
 
     def measure(self, surface: Surface, payload: bytes) -> Found:
-        server = self._servers[surface.is_large]
-        spent = server.spend(surface.send(payload))
-        us = sum(spent.turns) / self._units_per_us
-        found = Found(spent.ratio(server.campaigns, self._units_per_us), surface.name, payload, spent, us)
         best = self.best[surface.name]
+        found = self._spend(surface, payload)
+        if self._is_noisy and len(best) == KEPT and found > best[0]:
+            # Something else may have taken the time.
+            found = min(found, self._spend(surface, payload))
         if len(best) < KEPT:
             heappush(best, found)
         elif found > best[0]:
@@ -105,9 +106,11 @@ class Climb:
         self.cases += 1
         return found
 
-    def worst(self) -> list[Found]:
-        """The costliest case of each surface, the worst first."""
-        return sorted((max(best) for best in self.best.values() if best), reverse=True)
+    def _spend(self, surface: Surface, payload: bytes) -> Found:
+        server = self._servers[surface.is_large]
+        spent = server.spend(surface.send(payload))
+        us = sum(spent.turns) / self._units_per_us
+        return Found(spent.ratio(server.campaigns, self._units_per_us), surface.name, payload, spent, us)
 
     @staticmethod
     def _edit(mutator: Mutator, surface: Surface, parent: bytes, chance: random.Random) -> bytes:

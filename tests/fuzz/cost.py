@@ -85,6 +85,8 @@ class ColdServer:
     def spend(self, data: bytes) -> Spent:
         """Receive `data` as uvloop gives it, in reads of up to 256 KiB, and answer all of it."""
         self.forget()
+        if data.startswith((b"GET /v1/click", b"GET /v1/view")):
+            self._forget_links()
         self._slots = 0
         connection = Connection(
             self.process.handlers,
@@ -126,10 +128,15 @@ class ColdServer:
             index._window.matches.clear()
             index._held, index._standing = {}, NOBODY_STANDS
         state.memory = FrequencyMemory()
-        state.clicks, state.views = (Followed.in_memory(3600.0) for _ in range(2))
         state.counters.held = dict(self.held)
         queue.take(1 << 30)
         queue.release(queue.bytes)
+
+    def _forget_links(self) -> None:
+        state = self.process.state
+        state.clicks.close()
+        state.views.close()
+        state.clicks, state.views = (Followed.in_memory(3600.0) for _ in range(2))
 
     def _begin_turn(self) -> None:
         self._turn_units = 0
