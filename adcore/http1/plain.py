@@ -26,8 +26,8 @@ KNOWN_BYTES_MAX = 512
 
 # Lines are cut at LF, so each has its CR; an LF without one, or a CR anywhere else, is not plain.
 _REQUEST_LINE = re.compile(rb"(GET|HEAD) (/[!\"$-~]*) HTTP/1\.1\r")
-# RFC 9110 5.1 and 5.5, with obs-text, which browsers send in cookies. Space after the value goes with rstrip. Neither part
-# gives back what it took: to try every division of the space between them takes the square of its length.
+# RFC 9110 5.1 and 5.5, with obs-text, which browsers send in cookies. Space after the value goes with rstrip. Neither
+# part gives back what it took: to try every division of the space between them takes the square of its length.
 _FIELD_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*+([\t -~\x80-\xff]*+)\r")
 # Another one for each request.
 _NEVER_REMEMBERED = b"x-request-id"

@@ -17,6 +17,7 @@ from adcore.core.adtable import NOBODY_STANDS, build_table
 from adcore.core.frequency import FrequencyMemory
 from adcore.core.reason import Reason
 from adcore.followed import Followed
+from adcore.http1 import plain
 from adcore.http1.request import Request
 from tests.http1.fakes import Connection
 from tests.inprocess import NOW, Process
@@ -59,6 +60,8 @@ class ColdServer:
     """
 
     def __init__(self, folder: Path, table: dict[str, Any], take: Callable[[], int], units_per_us: float) -> None:
+        # Its table of lines that came once takes longer to make than a request to answer.
+        plain.NEWCOMERS = 256
         self.process = Process(folder, campaign("a"))
         self.process.handlers.cors_origins = frozenset({"https://www.example.com"})
         built = build_table(table, revision=9)
