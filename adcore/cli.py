@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from adcore import config as configuration
 from adcore.errors import AdcoreError, ConfigError, StartError
-from adcore.filemode import settle_umask
+from adcore.files import settle_umask
 from adcore.seat import Seat
 from adcore.version import version_text
 

@@ -15,7 +15,7 @@ import msgspec
 
 from adcore.counts import CounterState
 from adcore.errors import StartError
-from adcore.filemode import open_file, rewrite
+from adcore.files import open_own, read_own, replace_own
 
 # Far above --workers and those that drain; past this something starts processes without end.
 FILES_MAX = 1024
@@ -106,12 +106,8 @@ class CounterFile:
 
     def save(self, kept: Kept) -> None:
         """Write the counts. Raises OSError, with the old file left in place."""
-        aside = self.path.with_suffix(".new")
-        with rewrite(aside) as file:
-            file.write(msgspec.json.encode(kept))
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(self.path)
+        aside = self.path.with_suffix(".new").name
+        replace_own(self.path, msgspec.json.encode(kept), mode=0o640, aside=aside)
 
     def close(self) -> None:
         if self._lock_fd is not None:
@@ -122,9 +118,9 @@ class CounterFile:
 def _lock(path: Path) -> int | None:
     """A descriptor that holds the lock; None while another process does."""
     try:
-        fd = open_file(path, os.O_RDWR | os.O_CREAT, 0o600)
+        fd = open_own(path, os.O_RDWR | os.O_CREAT)
     except OSError as error:
-        raise StartError(f"cannot open {path}: {os.strerror(error.errno or 0)}; see --state-dir") from error
+        raise StartError(f"cannot open {path}: {error.strerror}; see --state-dir") from error
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -140,7 +136,7 @@ def _version(path: Path) -> tuple[int, ...]:
 
 def _load(path: Path) -> Kept:
     try:
-        raw = path.read_bytes()
+        raw, _ = read_own(path)
         try:
             return msgspec.json.decode(raw, type=Kept)
         except msgspec.ValidationError:  # the first versions wrote nothing but the counts

@@ -22,7 +22,7 @@ import secrets
 from pathlib import Path
 
 from adcore.errors import StartError
-from adcore.filemode import open_file
+from adcore.files import open_file, open_own
 
 MAGIC = b"adcseen1"
 # 16 MiB for a million links: with the window of an hour, 290 a second. Past that the oldest of a bucket is forgotten.
@@ -53,7 +53,7 @@ class Followed:
         try:
             if not path.exists():
                 _create(path)
-            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            fd = open_own(path, os.O_RDWR)
         except OSError as error:
             raise StartError(
                 f"cannot keep {_size(BUCKETS) >> 20} MiB for the links followed in {path}: {error.strerror}; "

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 
 from adcore.errors import StartError
-from adcore.filemode import open_file
+from adcore.files import open_own
 
 _CLOCK_SLACK_S = 2.0  # /proc counts in ticks and a file's time comes from a coarser clock
 
@@ -66,10 +66,10 @@ class PidFile:
     def _open_locked(self) -> int:
         while True:
             try:
-                fd = open_file(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+                fd = open_own(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
             except OSError as error:
                 raise StartError(
-                    f"cannot open the pid file {self.path}: {os.strerror(error.errno or 0)}; "
+                    f"cannot open the pid file {self.path}: {error.strerror}; "
                     f"check {self.path.parent} or choose another --pid-file"
                 ) from error
             try:

@@ -48,7 +48,7 @@ from adcore.deliverylog.record import FORMS
 from adcore.deliverylog.spool import NoSpaceError, Spool, take_over
 from adcore.deliverylog.writer import LogWriter
 from adcore.errors import AdcoreError, SourceError, StartError
-from adcore.filemode import make_folder
+from adcore.files import is_shared, make_folder
 from adcore.followed import Followed
 from adcore.geoip import CountryDatabase
 from adcore.handlers import Handlers
@@ -620,6 +620,11 @@ def make_state_dir(config: Config) -> None:
         raise StartError(
             f"cannot create the state directory {config.state_dir}: {error.strerror}; see --state-dir"
         ) from error
+    if is_shared(config.state_dir.stat()):
+        raise StartError(
+            f"every user of this host may write to the state directory {config.state_dir}: chmod o-w it, or choose "
+            "another --state-dir"
+        )
 
 
 def open_spool(directory: Path) -> Spool | None:

@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 from adcore.core.frequency import ENTRIES_MAX, Caps, History, Seen, fold, needed_until, pack, unpack
 from adcore.errors import AdcoreError, StartError
-from adcore.filemode import open_file
+from adcore.files import open_file, open_own
 
 # 128 bits cannot be guessed; 32 characters of hexadecimal.
 SIGNATURE_BYTES = 16
@@ -122,8 +122,7 @@ class KeyRing:
 def read_private_file(path: Path, setting: str, remedy: str) -> str:
     """The text of the file of secrets that a setting names. Raises OSError, and StartError for one that every user may
     read, with the remedy for that."""
-    # Without O_NONBLOCK opening a pipe would wait for its writer.
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    fd = open_own(path, os.O_RDONLY, regular=False)
     with os.fdopen(fd, "rb") as file:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):

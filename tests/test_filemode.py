@@ -14,7 +14,7 @@ import msgpack
 import psutil
 import pytest
 
-from adcore.filemode import make_folder, open_file, rewrite
+from adcore.files import make_folder, open_file, replace_own
 from adcore.sources import Revision, Rows
 from adcore.sources.lastgood import LastGood
 from adtools.admin.images import EncodedImage
@@ -48,8 +48,7 @@ def test_what_is_made_has_exactly_its_mode_and_what_was_there_keeps_its_own(tmp_
             path.chmod(0o606)
             os.close(open_file(path, os.O_WRONLY | os.O_CREAT, wanted))
             assert mode(path) == 0o606
-            with rewrite(path, wanted) as file:
-                file.write(b"x")
+            replace_own(path, b"x", mode=wanted, aside="aside")
             assert (mode(path), path.read_bytes()) == (wanted, b"x"), "nothing of what was left there"
         with pytest.raises(FileExistsError):
             open_file(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -61,10 +60,10 @@ def test_what_is_made_has_exactly_its_mode_and_what_was_there_keeps_its_own(tmp_
 
 
 def test_a_link_in_the_place_of_a_new_file_is_not_followed(tmp_path: Path) -> None:
-    (tmp_path / "new").symlink_to(tmp_path / "target")
-    with pytest.raises(OSError, match="symbolic"):
-        rewrite(tmp_path / "new")
+    (tmp_path / "aside").symlink_to(tmp_path / "target")
+    replace_own(tmp_path / "file", b"x", mode=0o640, aside="aside")
     assert not (tmp_path / "target").exists()
+    assert not (tmp_path / "file").is_symlink()
 
 
 @contextmanager

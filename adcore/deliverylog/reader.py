@@ -6,6 +6,7 @@ torn line of another. What it passed over it reports with its place.
 """
 
 import gzip
+import os
 import zlib
 from collections.abc import Iterator
 from io import BufferedIOBase
@@ -22,6 +23,7 @@ from adcore.deliverylog.record import (
     RecordError,
     T,
 )
+from adcore.files import open_own
 
 READ_BYTES = 1 << 20
 # How a msgpack map can begin: in what is no frame the checksum need not be reckoned.
@@ -50,6 +52,16 @@ class _Found(NamedTuple, Generic[T]):
 def open_log(path: Path) -> BufferedIOBase:
     """The bytes of a log, uncompressed if its name ends in .gz. Raises OSError."""
     return gzip.GzipFile(path) if path.suffix == ".gz" else path.open("rb")
+
+
+def open_found_log(path: Path) -> BufferedIOBase:
+    """`open_log` of a file that was found beside a log, where others may have put it. Raises OSError."""
+    file = os.fdopen(open_own(path, os.O_RDONLY), "rb")
+    if path.suffix != ".gz":
+        return file
+    packed = gzip.GzipFile(fileobj=file)
+    packed.myfileobj = file  # to be closed with it, as a file that GzipFile opens itself
+    return packed
 
 
 def read_undamaged(data: bytes, decoder: Decoder[T]) -> tuple[list[T], int]:

@@ -25,7 +25,6 @@ import logging
 import mmap
 import os
 import secrets
-import stat
 from collections.abc import Iterator
 from io import BufferedIOBase, BytesIO
 from pathlib import Path
@@ -35,7 +34,7 @@ from adcore.deliverylog.queue import RecordQueue
 from adcore.deliverylog.reader import Damage, read_records
 from adcore.deliverylog.record import AnyRecord, type_of
 from adcore.errors import StartError
-from adcore.filemode import open_file
+from adcore.files import open_file, open_own
 
 log = logging.getLogger("adcore.deliverylog")
 
@@ -142,7 +141,14 @@ def take_over(directory: Path, log_path: Path, queue: RecordQueue) -> int:
     count = 0
     taken: set[tuple[str, str]] = set()
     for path in sorted(directory.glob(f"*{SUFFIX}")):
-        with contextlib.suppress(OSError), path.open("rb") as file:
+        try:
+            fd = open_own(path, os.O_RDONLY)
+        except FileNotFoundError:
+            continue  # another one has taken it over
+        except OSError as error:
+            log.error("%s is not taken over: %s", path, error.strerror)
+            continue
+        with contextlib.suppress(OSError), os.fdopen(fd, "rb") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -180,16 +186,13 @@ def _take_over(content: bytes, path: Path, log_path: Path, queue: RecordQueue, t
 def _written_since(log_path: Path, device: int, inode: int, size: int) -> Iterator[AnyRecord]:
     """What is in the log from `size` on; it may have been renamed since."""
     for path in _names(log_path):
-        with contextlib.suppress(OSError):
-            if not stat.S_ISREG(path.stat().st_mode):
-                continue  # to open a pipe would wait for its other end
-            with path.open("rb") as file:
-                # Of the open file: the name may be another one's by now.
-                status = os.fstat(file.fileno())
-                if (status.st_dev, status.st_ino) == (device, inode):
-                    file.seek(size)
-                    yield from _records(file)
-                    return
+        with contextlib.suppress(OSError), os.fdopen(open_own(path, os.O_RDONLY), "rb") as file:
+            # Of the open file: the name may be another one's by now.
+            status = os.fstat(file.fileno())
+            if (status.st_dev, status.st_ino) == (device, inode):
+                file.seek(size)
+                yield from _records(file)
+                return
     log.warning("the log that a killed process wrote to is not beside %s: some records may be there twice", log_path)
 
 

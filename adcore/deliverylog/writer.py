@@ -31,7 +31,7 @@ from pathlib import Path
 from adcore.background import BackgroundThread
 from adcore.deliverylog.queue import Batch, RecordQueue
 from adcore.errors import StartError
-from adcore.filemode import FILE_MODE, open_file
+from adcore.files import open_own
 
 log = logging.getLogger("adcore.deliverylog")
 
@@ -58,9 +58,7 @@ TORN = b" torn\n"
 
 def open_log(path: Path) -> int:
     """A descriptor to append to. Raises OSError; ENXIO for a pipe that nobody reads, which would block for ever."""
-    fd = open_file(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, FILE_MODE)
-    os.set_blocking(fd, True)
-    return fd
+    return open_own(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o640, regular=False)
 
 
 def lies_at(fd: int, offset: int, data: bytes) -> bool:
@@ -359,4 +357,4 @@ class LogWriter:
 def describe(error: OSError) -> str:
     if error.errno == errno.ENXIO:
         return "it is a pipe that nobody reads"
-    return os.strerror(error.errno or 0)
+    return error.strerror or os.strerror(error.errno or 0)

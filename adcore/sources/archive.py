@@ -28,7 +28,7 @@ from urllib.parse import quote, unquote
 import msgspec
 
 from adcore.errors import SourceError
-from adcore.filemode import FILE_MODE, make_folder, open_file, rewrite
+from adcore.files import make_folder, open_own, read_own, replace_own
 from adcore.sources import Revision, Rows
 
 if sys.version_info >= (3, 14):
@@ -150,13 +150,8 @@ class TableArchive:
             parts.append(base.digest)
             self._touch(base, now_ns)
         # The lock is held, so that what bears this name was left by somebody who was killed.
-        aside = self.folder / "new"
-        with rewrite(aside) as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.utime(aside, ns=(now_ns, now_ns))
-        aside.replace(self.folder / (".".join(parts) + SUFFIX))
+        path = self.folder / (".".join(parts) + SUFFIX)
+        replace_own(path, data, mode=0o640, aside="new", modified_ns=now_ns)
 
     def _base_for(self, key: Key, entries: list[Entry]) -> tuple[Entry | None, bytes | None]:
         """The whole document of the store that came last, with its bytes; one that is damaged is passed over."""
@@ -174,7 +169,7 @@ class TableArchive:
                 raise SourceError(f"{entry.path}: the table that it differs from is gone")
             before = self._payload(base)
         try:
-            payload = _decompress(entry.path.read_bytes(), before)
+            payload = _decompress(read_own(entry.path)[0], before)
         except OSError as error:
             raise SourceError(f"{entry.path}: {error.strerror}") from error
         except zstd.ZstdError as error:
@@ -213,7 +208,8 @@ class TableArchive:
         deadline_monotonic = time.monotonic() + LOCK_WAIT_S
         try:
             make_folder(self.folder)
-            with open(open_file(self.folder / "lock", os.O_WRONLY | os.O_CREAT, FILE_MODE), "ab") as lock:
+            lock_fd = open_own(self.folder / "lock", os.O_WRONLY | os.O_CREAT, 0o640)
+            with os.fdopen(lock_fd, "wb") as lock:
                 while True:
                     try:
                         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,12 +1,11 @@
 """The last good rows on local disk, for a start while every other source is away."""
 
-import contextlib
 import os
 from hashlib import blake2b
 from pathlib import Path
 
 from adcore.errors import SourceError
-from adcore.filemode import rewrite
+from adcore.files import read_own, replace_own
 from adcore.sources import Rows
 from adcore.sources.codec import decode_rows, encode_rows
 
@@ -24,16 +23,10 @@ class LastGood:
     def save(self, rows: Rows) -> None:
         """Raises SourceError, with the old file left in place."""
         payload = encode_rows(rows)
-        aside = self.path.with_name(f"{self.path.name}.{os.getpid()}")
+        data = MAGIC + _hash(payload) + payload
         try:
-            with rewrite(aside) as file:
-                file.write(MAGIC + _hash(payload) + payload)
-                file.flush()
-                os.fsync(file.fileno())
-            aside.replace(self.path)
+            replace_own(self.path, data, mode=0o640, aside=f"{self.path.name}.{os.getpid()}")
         except OSError as error:
-            with contextlib.suppress(OSError):
-                aside.unlink()
             raise SourceError(f"{self.label}: cannot keep the last good rows: {error.strerror}") from error
 
     def load(self) -> tuple[Rows, float] | None:
@@ -42,9 +35,7 @@ class LastGood:
         Raises SourceError for a file that is damaged or can't be read.
         """
         try:
-            with self.path.open("rb") as file:
-                kept_wall = os.fstat(file.fileno()).st_mtime
-                data = file.read()
+            data, status = read_own(self.path)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -54,7 +45,7 @@ class LastGood:
         rows = decode_rows(payload) if data[:start] == MAGIC + _hash(payload) else None
         if rows is None:
             raise SourceError(f"{self.label}: the file is damaged; it is replaced by the next good load")
-        return rows, kept_wall
+        return rows, status.st_mtime
 
 
 def _hash(payload: bytes) -> bytes:

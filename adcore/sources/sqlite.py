@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from adcore.core.inventory import Inventory
 from adcore.errors import SourceError
-from adcore.filemode import FILE_MODE, open_file
+from adcore.files import FILE_MODE, open_file
 from adcore.sources import Revision, Rows, results, sqlite_path, sqlstore
 
 # How long another process's write may take; an apply of 100,000 creatives takes a few seconds.

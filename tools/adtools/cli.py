@@ -13,7 +13,7 @@ from pathlib import Path
 
 from adcore.config import load_config
 from adcore.errors import AdcoreError, ConfigError
-from adcore.filemode import make_folder, settle_umask
+from adcore.files import make_folder, settle_umask
 from adcore.version import version_text
 from adtools import (
     check,

@@ -26,10 +26,10 @@ from typing import Generic, NamedTuple, Protocol
 
 import msgspec
 
-from adcore.deliverylog.reader import Damage, open_log, read_records, read_undamaged
+from adcore.deliverylog.reader import Damage, open_found_log, read_records, read_undamaged
 from adcore.deliverylog.record import PAYLOAD_BYTES_MAX, Decoder, T
 from adcore.errors import AdcoreError
-from adcore.filemode import FILE_MODE, open_file, rewrite
+from adcore.files import open_own, read_own, replace_own
 
 # A batch: some hundreds of records. What has no whole record in it is read again, up to far more than one can take.
 READ_BYTES = 256 * 1024
@@ -221,7 +221,7 @@ class Tail(Generic[T]):
     def _open(self, path: Path, number: str) -> LogFile | None:
         """None when it is gone meanwhile, or has no record yet."""
         try:
-            file = open_log(path)
+            file = open_found_log(path)
             status = os.fstat(file.fileno())
         except FileNotFoundError:
             return None
@@ -377,7 +377,7 @@ class PositionFile:
     def _lock(self) -> int:
         path = self.path.with_name(self.path.name + ".lock")
         try:
-            fd = open_file(path, os.O_RDWR | os.O_CREAT, FILE_MODE)
+            fd = open_own(path, os.O_RDWR | os.O_CREAT, 0o640)
         except OSError as error:
             raise TailError(f"cannot write {path}: {error.strerror}; choose another position file") from error
         try:
@@ -392,7 +392,7 @@ class PositionFile:
 
     def _load(self) -> _Content:
         try:
-            content = msgspec.json.decode(self.path.read_bytes(), type=_Content)
+            content = msgspec.json.decode(read_own(self.path)[0], type=_Content)
             if content.v != 1:
                 raise msgspec.ValidationError(f"version {content.v} is not known here")
         except FileNotFoundError:
@@ -406,13 +406,8 @@ class PositionFile:
         return content
 
     def save(self, *, durable: bool) -> None:
-        temporary = self.path.with_name(self.path.name + ".new")
+        content = msgspec.json.encode(_Content(1, self.files, self.sending))
         try:
-            with rewrite(temporary) as file:
-                file.write(msgspec.json.encode(_Content(1, self.files, self.sending)))
-                if durable:
-                    file.flush()
-                    os.fsync(file.fileno())
-            temporary.replace(self.path)
+            replace_own(self.path, content, mode=0o640, aside=f"{self.path.name}.new", durable=durable)
         except OSError as error:
             raise TailError(f"cannot write {self.path}: {error.strerror}") from error

@@ -18,7 +18,7 @@ from zoneinfo import ZoneInfo
 
 from adcore.config import Config, load_config
 from adcore.errors import AdcoreError, ConfigError
-from adcore.filemode import make_folder
+from adcore.files import make_folder
 from adcore.listen import Listener, UnixAddress, group_id, open_address, take_systemd_listener, unix_path_problem
 from adcore.notify import Notifier
 from adcore.sources import open_store, sqlite_path

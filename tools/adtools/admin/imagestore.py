@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from adcore.errors import AdcoreError, ConfigError
-from adcore.filemode import make_folder, open_file
+from adcore.files import make_folder, open_file
 from adtools.admin.images import EncodedImage
 
 # Of all that serve an image; the name changes when the content does.
