@@ -1,8 +1,12 @@
 """tools/logrotate/adcore, run by the real logrotate while the server is under load."""
 
+import fcntl
+import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -77,3 +81,28 @@ def test_a_pid_file_that_was_left_behind_kills_nobody(tmp_path: Path) -> None:
         bystander.stdin.close()
         bystander.wait(60)
         assert bystander.returncode != -signal.SIGUSR1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root rotates for another user")
+def test_the_servers_user_cannot_have_root_signal_or_move_what_is_not_theirs(tmp_path: Path) -> None:
+    """Who owns the folder of the log can put links there, and any number into a pid file whose lock they hold."""
+    with (
+        tempfile.TemporaryDirectory() as name,
+        subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE) as bystander,
+    ):
+        folder = Path(name)
+        log, pid_file = folder / "delivery.log", folder / "1.pid"
+        log.write_text("x")
+        pid_file.write_text(f"{bystander.pid}\n")
+        for path in (folder, log, pid_file):
+            shutil.chown(path, "nobody", "nogroup")
+        with pid_file.open() as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            said = Logrotate(tmp_path / "logrotate", log, f"{folder}/*.pid", user="nobody").rotate(check=False)
+        assert bystander.stdin is not None
+        bystander.stdin.close()
+        bystander.wait(60)
+        assert log.with_name("delivery.log.1").read_text() == "x"
+    assert bystander.returncode == 0
+    assert "Operation not permitted" in said
+    assert "switching euid from 0 to 65534" in said
