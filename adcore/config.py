@@ -26,6 +26,7 @@ from adcore.listen import TcpAddress
 from adcore.settings import (
     BOOLEAN,
     COUNTS_FILE,
+    HOST_NAMES,
     LAST_GOOD_FILE,
     NETWORKS,
     ORIGINS,
@@ -58,6 +59,7 @@ class Config:
     port: int
     backlog: int
     control: str | None  # for listen.parse_address
+    control_hosts: tuple[str, ...]
 
     source: str
     refresh: float  # seconds, like every timeout here
@@ -307,7 +309,7 @@ def argument_parser() -> argparse.ArgumentParser:
             text = f"{setting.help} ({_default_text(setting)})".replace("%", "%%")
             if setting.kind is BOOLEAN:
                 group.add_argument(setting.flag, action=argparse.BooleanOptionalAction, help=text)
-            elif setting.kind in (NETWORKS, ORIGINS, PEERS):
+            elif setting.kind in (NETWORKS, ORIGINS, PEERS, HOST_NAMES):
                 group.add_argument(setting.flag, metavar=setting.kind.metavar, action=_Join, help=text)
             else:
                 group.add_argument(setting.flag, metavar=setting.kind.metavar, help=text)

@@ -81,6 +81,13 @@ def parse_address(text: str) -> Address:
     return TcpAddress(host, int(port))
 
 
+def control_names(config: Config) -> frozenset[str]:
+    """The host names, in lower case, by which the control listener may be asked over TCP."""
+    address = None if config.control is None else parse_address(config.control)
+    own = {address.host} if isinstance(address, TcpAddress) else set()
+    return frozenset(name.lower() for name in {*config.control_hosts, *own, socket.gethostname()})
+
+
 def unix_path_problem(path: Path) -> str | None:
     """What is wrong with a path as the name of a unix socket, or None."""
     name = os.fsencode(path)

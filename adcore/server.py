@@ -60,6 +60,7 @@ from adcore.listen import (
     Listener,
     UnixAddress,
     adopt,
+    control_names,
     open_control,
     open_listener,
     parse_address,
@@ -102,6 +103,7 @@ FIXED_SETTINGS = (
         "port",
         "backlog",
         "control",
+        "control_hosts",
         "source",
         "memcached",
         "memcached_prefix",
@@ -223,7 +225,7 @@ class Server:
         config = self.config
         loop = asyncio.get_running_loop()
         writing = loop.create_task(self.writer.run(), name="log-writer")
-        control = ControlServer(self._make_control())
+        control = ControlServer(self._make_control(), hosts=control_names(config))
         if control_listener is not None:
             self.runtime.start()
         # Operators can ask while the first table is still on its way.
@@ -427,7 +429,7 @@ class Server:
             self._busiest_campaigns,
         )
 
-    def _explain(self, arguments: list[tuple[str, str]]) -> list[Explanation]:
+    def _explain(self, arguments: list[tuple[str, str]]) -> Iterator[Explanation]:
         table = self.state.table
         if table is None:
             raise ExplainError("there is no ad table yet")

@@ -224,6 +224,16 @@ def _origins(raw: Any, _: Path) -> tuple[str, ...]:
     return tuple(dict.fromkeys(filter(None, items)))
 
 
+def _host_names(raw: Any, _: Path) -> tuple[str, ...]:
+    items = _text(raw).split(",") if isinstance(raw, str) else raw
+    if not (isinstance(items, list) and all(isinstance(item, str) for item in items)):
+        raise ValueError(f'must be a list of host names, like ["ads1.example.net"], not {raw!r}')
+    for item in filter(None, items):
+        if not re.fullmatch(r"(?!\.)[A-Za-z0-9._-]{1,253}", item):
+            raise ValueError(f"must be host names like ads1.example.net, without a port, not {item!r}")
+    return tuple(dict.fromkeys(item.lower() for item in filter(None, items)))
+
+
 def _zone(raw: Any, _: Path) -> zoneinfo.ZoneInfo:
     try:
         return zoneinfo.ZoneInfo(_text(raw))
@@ -290,6 +300,7 @@ SERVICE_ADDRESS = Kind("unix:PATH|HOST:PORT", _service_address)
 NETWORKS = Kind("CIDR,CIDR", _networks, _toml_list)
 PEERS = Kind("unix,CIDR", _peers, _toml_list)
 ORIGINS = Kind("ORIGIN,ORIGIN", _origins, _toml_list)
+HOST_NAMES = Kind("NAME,NAME", _host_names, _toml_list)
 ZONE = Kind("NAME", _zone)
 KEY_PREFIX = Kind("TEXT", _key_prefix)
 PUBLIC_URL = Kind("URL", _public_url)
@@ -364,6 +375,14 @@ SECTIONS: dict[str, tuple[Setting, ...]] = {
             None,
             "listen here for status, metrics, profile and explain",
             "apart from the public listener, so that no web server exposes it by accident",
+        ),
+        Setting(
+            "control_hosts",
+            HOST_NAMES,
+            (),
+            "names by which the control listener may be asked",
+            "besides localhost, this host's name, that of --control and addresses: otherwise a web page in an "
+            "operator's browser could point a name of its own there, and read the answers",
         ),
     ),
     "what it serves": (

@@ -37,7 +37,7 @@ from adcore.config import Config
 from adcore.control.server import ControlServer
 from adcore.control.workers import WorkersControl, WorkerView
 from adcore.errors import StartError
-from adcore.listen import Listener, open_control, open_listener, parse_address, serve, unix_path_problem
+from adcore.listen import Listener, control_names, open_control, open_listener, parse_address, serve, unix_path_problem
 from adcore.notify import Notifier
 from adcore.pidfile import PidFile
 from adcore.seat import HELD_BACK, READY, VARIABLE, Loads, Seat, control_path
@@ -203,7 +203,7 @@ class Parent:
             control = open_control_listener(self.config)
             if control is not None:
                 on_exit.callback(control.close)
-                server = ControlServer(WorkersControl(self._views, self._status))
+                server = ControlServer(WorkersControl(self._views, self._status), hosts=control_names(self.config))
                 accepting = await serve(asyncio.get_running_loop(), control, server, 16)
                 on_exit.callback(accepting.close)
                 on_exit.callback(server.abort)

@@ -83,7 +83,9 @@ def plant_file_of_another(path: Path) -> None:
 TRAPS = [
     pytest.param(plant_link, "symbolic link|Too many levels of symbolic links", id="link"),
     pytest.param(plant_second_name, "second name", id="second name"),
-    pytest.param(plant_file_of_another, r"another user \(uid 65534\)|Permission", id="other", marks=needs_root),
+    pytest.param(
+        plant_file_of_another, r"belongs to another user \(uid 65534\)|Permission", id="other", marks=needs_root
+    ),
 ]
 
 

@@ -4,7 +4,7 @@ The request is described by names and values rather than by headers, so that a p
 20:00": the same words in the query string of /explain and as arguments of `adctl explain`.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 
 from adcore.core.adtable import AdTable
@@ -23,7 +23,7 @@ from adcore.core.inventory import DEVICES, OPERATING_SYSTEMS
 from adcore.core.reason import Reason
 from adcore.errors import AdcoreError
 
-# As many as one request for a page may ask for.
+# As many as one request for ads may name. With 5,000 campaigns each takes 10 ms and a megabyte.
 PLACEMENTS_MAX = 32
 NAMES = (
     "placement",
@@ -50,10 +50,11 @@ def explain_request(
     now: float,
     held: Callable[[], Mapping[str, Reason]] = dict,
     capped: Callable[[str], frozenset[str]] = lambda user: frozenset(),
-) -> list[Explanation]:
-    """Explain each placement named by `arguments`, as one page: later ones know what earlier ones may have taken.
+) -> Iterator[Explanation]:
+    """Explain each placement named by `arguments`, one at a time, so that a server can serve others in between.
 
-    `now` is in epoch seconds; `held` and `capped` give the campaigns that counts and a user's history keep back.
+    `now` is in epoch seconds; `held` and `capped` give the campaigns that counts and a user's history keep back. Raises
+    ExplainError before the first one.
     """
     given: dict[str, str] = {}
     key_values = []
@@ -68,6 +69,9 @@ def explain_request(
             given[name] = value
     if not given.get("placement"):
         raise ExplainError("placement is missing: say placement=NAME")
+    placements = given["placement"].split(",")
+    if len(placements) > PLACEMENTS_MAX:
+        raise ExplainError(f"placement names {len(placements)} placements, and may name {PLACEMENTS_MAX}")
     agent = parse_user_agent(given.get("user_agent", ""))
     try:
         facts = Facts(
@@ -87,8 +91,8 @@ def explain_request(
         except ValueError:
             raise ExplainError(f"time must be ISO 8601, like 2026-11-01T20:00, not {given['time']!r}") from None
         now = (at if at.tzinfo else at.replace(tzinfo=calendar.zone)).timestamp()
-    return [
-        explain(
+    for placement in placements:
+        yield explain(
             table,
             placement,
             facts,
@@ -96,24 +100,6 @@ def explain_request(
             held=held(),
             capped=capped(given.get("user", "")),
         )
-        for placement in _placements(given["placement"])
-    ]
-
-
-def one_by_one(arguments: Sequence[tuple[str, str]]) -> list[list[tuple[str, str]]]:
-    """The arguments for each of the placements by itself: one of 5,000 campaigns takes 10 ms."""
-    text = next((value for name, value in arguments if name == "placement"), "")
-    return [
-        [(name, placement if name == "placement" else value) for name, value in arguments]
-        for placement in _placements(text)
-    ]
-
-
-def _placements(text: str) -> list[str]:
-    placements = text.split(",")
-    if len(placements) > PLACEMENTS_MAX:
-        raise ExplainError(f"placement must name at most {PLACEMENTS_MAX}, and names {len(placements)}")
-    return placements
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> str:

@@ -5,18 +5,16 @@ It knows no part of the process by name: `sections` maps the keys of /status to 
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from urllib.parse import parse_qsl
 
-import msgspec
-
 from adcore.control import metrics, profile_formats
-from adcore.control.explain import ExplainError, one_by_one
+from adcore.control.explain import ExplainError
 from adcore.control.golang import golang_stats
-from adcore.control.profile import SECONDS_MAX, ProfileError, Profiler
+from adcore.control.profile import SECONDS_MAX, Profile, ProfileError, Profiler
 from adcore.control.rates import Pollers, compare, take_sample
-from adcore.control.routing import NO_STORE, ArgumentError, Router, arguments, number, to_json
+from adcore.control.routing import NO_STORE, ArgumentError, Router, arguments, format_json, number, to_json
 from adcore.control.runtime import Runtime
 from adcore.core.decision import Explanation
 from adcore.http1.histogram import Histogram
@@ -38,7 +36,7 @@ class ControlHandlers:
         sections: Mapping[str, Section],
         histograms: Mapping[str, Histogram],
         runtime: Runtime,
-        explain: Callable[[list[tuple[str, str]]], list[Explanation]],
+        explain: Callable[[list[tuple[str, str]]], Iterator[Explanation]],
         campaigns: Callable[[int], object],
     ) -> None:
         self.version = version
@@ -50,6 +48,8 @@ class ControlHandlers:
         """The campaigns with the most impressions today, so many of them."""
         self.pollers = Pollers(runtime.started_monotonic)
         self.profiler = Profiler()
+        self._is_drawing = False
+        self._explaining = asyncio.Lock()
         self.router = Router(
             {
                 b"/status": self.on_status,
@@ -100,30 +100,38 @@ class ControlHandlers:
         try:
             if form == "pdf":
                 profile_formats.check_pdf_programs()
+            if self._is_drawing:
+                raise ProfileError("the profile before it is still being drawn; try again in a moment")
             profile = await self.profiler.take(seconds)
-            if form == "pdf":
-                body = await profile_formats.to_pdf(profile)
-            else:
-                draw = profile_formats.to_svg if form == "svg" else profile_formats.to_speedscope
-                body = await asyncio.to_thread(draw, profile)  # it may take a while, and visitors wait for nobody
+            self._is_drawing = True
+            try:
+                body = await self._draw(profile, form)
+            finally:
+                self._is_drawing = False
         except profile_formats.MissingProgram as error:
             return to_json(501, {"error": str(error)})
         except ProfileError as error:
             return to_json(503, {"error": str(error)})
         return respond(200, body, content_type=PROFILE_TYPES[form], headers=NO_STORE)
 
+    async def _draw(self, profile: Profile, form: str) -> bytes:
+        if form == "pdf":
+            return await profile_formats.to_pdf(profile)
+        draw = profile_formats.to_svg if form == "svg" else profile_formats.to_speedscope
+        return await asyncio.to_thread(draw, profile)  # it may take a while, and visitors wait for nobody
+
     async def on_explain(self, request: Request) -> Response:
-        answers: list[bytes] = []
+        explanations: list[bytes] = []
         try:
-            for asked in one_by_one(parse_qsl(request.query.decode("latin-1"), keep_blank_values=True)):
-                answers += [msgspec.json.format(msgspec.json.encode(one), indent=2) for one in self.explain(asked)]
-                # Visitors wait for one placement, not for a page of them.
-                await asyncio.sleep(0)
+            async with self._explaining:  # of all that ask, one explanation in a turn of the loop
+                for one in self.explain(parse_qsl(request.query.decode("latin-1"), keep_blank_values=True)):
+                    explanations.append(format_json(one))
+                    await asyncio.sleep(0)
         except ExplainError as error:
             raise ArgumentError(str(error)) from None
-        body = b",\n".join(answers)
-        if len(answers) > 1:
-            body = b'{"explanations": [\n%b\n]}' % body
+        body = explanations[0]
+        if len(explanations) > 1:
+            body = b'{"explanations": [' + b", ".join(explanations) + b"]}"
         return respond(200, body + b"\n", content_type="application/json", headers=NO_STORE)
 
     def _status(self) -> dict[str, Any]:

@@ -6,8 +6,10 @@ call graph is drawn by gprof2dot and Graphviz, as programs of their own, beside 
 """
 
 import asyncio
+import contextlib
 import hashlib
 import importlib.util
+import resource
 import shutil
 import sys
 from collections.abc import Iterator
@@ -22,6 +24,8 @@ WIDTH_PX, ROW_PX, CHAR_PX = 1200, 17, 6.6
 # Narrower bars cannot be seen or hit.
 BAR_MIN_PX = 0.3
 DRAW_TIMEOUT_S = 30.0
+# For each program that draws; a call graph of all of adcore takes a twentieth.
+DRAW_MEMORY_BYTES = 1 << 30
 
 
 class MissingProgram(AdcoreError):
@@ -163,6 +167,8 @@ async def _run(given: bytes, *command: str) -> bytes:
     except OSError as error:
         raise ProfileError(f"{command[0]} cannot be run here: {error.strerror}") from error
     try:
+        with contextlib.suppress(ProcessLookupError):  # it has ended already, and `communicate` says how
+            resource.prlimit(process.pid, resource.RLIMIT_AS, (DRAW_MEMORY_BYTES, DRAW_MEMORY_BYTES))
         async with asyncio.timeout(DRAW_TIMEOUT_S):
             made, errors = await process.communicate(given)
     except TimeoutError:

@@ -36,8 +36,11 @@ class Router:
 
 
 def to_json(status: int, data: object, *headers: tuple[str, str]) -> Response:
-    body = msgspec.json.format(msgspec.json.encode(data), indent=2) + b"\n"
-    return respond(status, body, content_type="application/json", headers=(*NO_STORE, *headers))
+    return respond(status, format_json(data) + b"\n", content_type="application/json", headers=(*NO_STORE, *headers))
+
+
+def format_json(data: object) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(data), indent=2)
 
 
 def arguments(request: Request, *names: str) -> dict[str, str]:

@@ -7,8 +7,10 @@ a connection for each answer cost nothing that matters. Requests are parsed by t
 
 import asyncio
 import logging
+import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
+from ipaddress import ip_address
 
 from adcore.http1.request import Limits, Request, RequestParser
 from adcore.http1.response import Response, Tails, respond_error
@@ -20,13 +22,19 @@ Handler = Callable[[Request], Awaitable[Response]]
 # Operators, their scrapers and a few profiles: more at once is somebody's mistake.
 CONNECTIONS_MAX = 64
 READ_BYTES = 64 * 1024
+# What all peers together may leave unread of their answers: twice the longest explanation.
+UNREAD_BYTES_MAX = 128 << 20
+_HOST_AND_PORT = re.compile(r"(\[[^\]]*\]|[^:]*)(?::[0-9]*)?")
 
 
 class ControlServer:
     """Makes the protocol of each connection, as a factory for `loop.create_server`."""
 
-    def __init__(self, handler: Handler, limits: Limits | None = None) -> None:
+    def __init__(self, handler: Handler, limits: Limits | None = None, *, hosts: Collection[str] = ()) -> None:
+        """`hosts` are the names (in lower case) by which it may be asked over TCP, besides localhost and addresses."""
         self.handler = handler
+        self.hosts = hosts
+        self._unread_bytes = 0
         self.limits = limits or Limits(connections=CONNECTIONS_MAX)
         self._conversations: set[asyncio.Task[None]] = set()
 
@@ -59,12 +67,7 @@ class ControlServer:
                 return
             else:
                 response = await self._answer(request)
-            body = b"" if request is not None and request.method == b"HEAD" else response.body
-            writer.write(response.head + Tails(int(time.time())).close + body)
-            async with asyncio.timeout(self.limits.write_s):
-                await writer.drain()
-                writer.close()
-                await writer.wait_closed()
+            await self._send(writer, response, is_head=request is not None and request.method == b"HEAD")
         except (TimeoutError, OSError):
             pass  # the peer is gone or asleep, and has nothing more to be told
         finally:
@@ -86,9 +89,57 @@ class ControlServer:
                 writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         return None
 
+    async def _send(self, writer: asyncio.StreamWriter, response: Response, *, is_head: bool) -> None:
+        size = len(response.body)
+        if self._unread_bytes + size > UNREAD_BYTES_MAX and self._unread_bytes:
+            response, size = respond_error(503, "others have not read their answers yet; try again"), 0
+        self._unread_bytes += size
+        try:
+            writer.write(response.head + Tails(int(time.time())).close + (b"" if is_head else response.body))
+            async with asyncio.timeout(self.limits.write_s):
+                await writer.drain()
+                writer.close()
+                await writer.wait_closed()
+        finally:
+            self._unread_bytes -= size
+
     async def _answer(self, request: Request) -> Response:
+        refusal = refuse_web_page(request, self.hosts)
+        if refusal is not None:
+            return refusal
         try:
             return await self.handler(request)
         except Exception:  # the listener that explains trouble must outlive it
             log.exception("the control listener failed on %r", request.path)
             return respond_error(500, "internal error; the server's standard error has the details")
+
+
+def refuse_web_page(request: Request, hosts: Collection[str]) -> Response | None:
+    """Refuse what a web page of somebody else has asked for in an operator's browser; None for all others.
+
+    A page may point its own name at an address that only the operator reaches, and then read the answers (DNS
+    rebinding). The browser still sends the name as Host, so names are refused unless they are the listener's own
+    (geth's --http.vhosts and Django's ALLOWED_HOSTS are the same rule). Without that a page can ask but not read;
+    browsers say so in Sec-Fetch-Site and Origin. No page reaches a unix socket.
+    """
+    if not request.peer:
+        return None
+    header = {name: request.headers.get(name, b"").decode("latin-1").lower() for name in (b"host", b"origin")}
+    host = header[b"host"]
+    found = _HOST_AND_PORT.fullmatch(host)
+    name = found[1].removesuffix(".") if found else host
+    if host and not (name in hosts or name == "localhost" or _is_address(name)):
+        return respond_error(421, f"{name} is not a name of this listener; add it to --control-hosts if it is one")
+    if request.headers.get(b"sec-fetch-site", b"none") not in (b"none", b"same-origin"):
+        return respond_error(403, "a page of another site may not ask this")
+    if header[b"origin"] and header[b"origin"] != f"http://{host}":
+        return respond_error(403, "a page of another site may not ask this")
+    return None
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ip_address(name.strip("[]"))
+    except ValueError:
+        return False
+    return True

@@ -9,7 +9,7 @@ import gzip
 import os
 import zlib
 from collections.abc import Iterator
-from io import BufferedIOBase
+from io import BufferedIOBase, BufferedReader, FileIO
 from pathlib import Path
 from typing import Generic, NamedTuple, overload
 
@@ -56,9 +56,9 @@ def open_log(path: Path) -> BufferedIOBase:
 
 def open_found_log(path: Path) -> BufferedIOBase:
     """`open_log` of a file that was found beside a log, where others may have put it. Raises OSError."""
-    file = os.fdopen(open_own(path, os.O_RDONLY), "rb")
+    file = FileIO(open_own(path, os.O_RDONLY))
     if path.suffix != ".gz":
-        return file
+        return BufferedReader(file)
     packed = gzip.GzipFile(fileobj=file)
     packed.myfileobj = file  # to be closed with it, as a file that GzipFile opens itself
     return packed

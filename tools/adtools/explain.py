@@ -123,7 +123,7 @@ def explain_inventory(source: str, calendar: Calendar, pairs: list[tuple[str, st
     finally:
         store.close()
     table = build_table(rows.document, revision=rows.revision.number)
-    explanations = explain_request(table, pairs, calendar, time.time())
+    explanations = list(explain_request(table, pairs, calendar, time.time()))
     answer: list[dict[str, Any]] = msgspec.to_builtins(explanations)
     return answer
 
