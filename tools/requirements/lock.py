@@ -13,10 +13,16 @@ import sys
 import tempfile
 import tomllib
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
 PYPROJECT = FOLDER.parent.parent / "pyproject.toml"
+# What the files must install on, from wheels alone.
+PLATFORMS = ("x86_64-manylinux_2_28", "aarch64-manylinux_2_28")
+PYTHONS = ("3.11", "3.12", "3.13")
+# What has no wheels anywhere.
+BUILT = ("mysqlclient",)
 # Groups that need the whole program, and those that need what adcore itself needs.
 WITH_EXTRAS = {"test"}
 RESOLVER = "uv>=0.9"
@@ -39,20 +45,35 @@ def main() -> int:
     base = project["project"]["dependencies"]
     extras = project["project"]["optional-dependencies"]
     groups = project["dependency-groups"]
-    everything = [*base, *sum(extras.values(), []), *sum(groups.values(), [])]
-    whole = resolve(everything, before)
-    adcore = resolve(base, whole, constrained=True)
+    of_extras = [*base, *chain.from_iterable(extras.values())]
+    whole = resolve([*of_extras, *chain.from_iterable(groups.values())], before)
+
+    def locked(requirements: Iterable[str]) -> Pins:
+        return resolve(requirements, whole, constrained=True)
+
+    adcore, with_extras = locked(base), locked(of_extras)
     write("adcore", (), adcore)
     for name, wanted in extras.items():
-        write(name, ("adcore",), without(resolve([*base, *wanted], whole, constrained=True), adcore))
-    all_extras = resolve([*base, *sum(extras.values(), [])], whole, constrained=True)
+        write(name, ["adcore"], without(locked([*base, *wanted]), adcore))
     for name, wanted in groups.items():
-        parts, there = (("adcore", *extras), all_extras) if name in WITH_EXTRAS else (("adcore",), adcore)
-        found = resolve([*base, *(sum(extras.values(), []) if name in WITH_EXTRAS else []), *wanted], whole, constrained=True)
-        write(name, parts, without(found, there))
+        if name in WITH_EXTRAS:
+            write(name, ["adcore", *extras], without(locked([*of_extras, *wanted]), with_extras))
+        else:
+            write(name, ["adcore"], without(locked([*base, *wanted]), adcore))
     write("build", (), resolve(project["build-system"]["requires"], before))
     write("lock", (), resolve([RESOLVER], before))
+    check_wheels(whole)
     return 0
+
+
+def check_wheels(pins: Pins) -> None:
+    """Whether each machine and Python finds a wheel of each of them."""
+    built = [word for name in BUILT for word in ("--no-binary", name)]
+    for platform in PLATFORMS:
+        for python in PYTHONS:
+            where = ("--python-platform", platform, "--python-version", python)
+            command = ("uv", "pip", "compile", "--quiet", "--no-config", "--only-binary", ":all:", *built, *where, "-")
+            subprocess.run(command, check=True, input="\n".join(pins), text=True, stdout=subprocess.DEVNULL)
 
 
 def resolve(requirements: Iterable[str], preferred: Pins, *, constrained: bool = False) -> Pins:
