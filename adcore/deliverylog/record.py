@@ -206,13 +206,14 @@ class Decoder(Generic[T]):
     def __init__(self, kind: Any) -> None:
         json, msgpack_one = msgspec.json.Decoder(kind), msgspec.msgpack.Decoder(kind)
         msgpack_all = msgspec.msgpack.Decoder(list[kind])
-        self._line: Callable[[bytes], T] = json.decode
+        self._line: Callable[[str], T] = json.decode
         self._lines: Callable[[bytes], list[T]] = json.decode_lines
         self._payload: Callable[[bytes], T] = msgpack_one.decode
         self._payloads: Callable[[bytes], list[T]] = msgpack_all.decode
 
     def line(self, line: bytes) -> T:
-        return _checked([_decode(self._line, line)])[0]
+        # msgspec looks at no bytes of fields that it skips; what is no UTF-8 is of a frame, and no line.
+        return _checked([_decode(lambda data: self._line(data.decode()), line)])[0]
 
     def payload(self, payload: bytes) -> T:
         """The record in a frame's payload."""
