@@ -31,6 +31,7 @@ from adtools import (
     top,
 )
 from adtools.admin import command as admin
+from adtools.terminal import guard
 
 EPILOG = """\
 a first round:
@@ -48,6 +49,7 @@ that $ADCORE_CONFIG names, else the embedded SQLite file.
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `adctl` with these arguments (default: the process's own) and return its exit status."""
     settle_umask()
+    guard()
     parser = argument_parser()
     try:
         args = parser.parse_args(argv)

@@ -50,11 +50,8 @@ def run(args: argparse.Namespace) -> int:
             try:
                 for damage in cat(name, form):
                     status = max(status, 1)
-                    print(
-                        f"adctl log cat: {name}: {damage.length} bytes at {damage.offset} are no record: "
-                        f"{damage.reason}",
-                        file=sys.stderr,
-                    )
+                    where = f"adctl log cat: {name}: {damage.length} bytes at {damage.offset}"
+                    print(f"{where} are no record: {damage.reason}", file=sys.stderr)
             except BrokenPipeError:
                 raise
             except OSError as error:

@@ -6,6 +6,8 @@ from typing import Any, cast
 
 from tqdm import tqdm
 
+from adtools.terminal import printable, unguarded
+
 DELAY_S = 1.0
 
 
@@ -13,11 +15,11 @@ def progress_bar(total: int | None, name: str) -> "tqdm[Any]":
     """Counts bytes up to `total`."""
     return tqdm(
         total=total,
-        desc=name,
+        desc=printable(name),
         unit="B",
         unit_scale=True,
         delay=DELAY_S,
-        file=sys.stderr,
+        file=unguarded(sys.stderr),
         disable=not sys.stderr.isatty(),
         leave=False,
     )

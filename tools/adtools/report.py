@@ -25,6 +25,7 @@ from adcore.sources import open_store, results
 from adcore.sources.results import ALWAYS, RESULT_NUMBERS, Span, Sums
 from adtools import reconcile
 from adtools.forecast import flight_line
+from adtools.terminal import printable, unguarded
 
 EPILOG = """\
 examples:
@@ -225,7 +226,7 @@ def print_csv(report: Report) -> None:
 
 
 def print_table(report: Report) -> None:
-    console = Console(highlight=False, emoji=False, markup=False)
+    console = Console(file=unguarded(sys.stdout), highlight=False, emoji=False, markup=False)
     if not console.is_terminal:
         console.width = 1000  # whoever reads it cuts nothing off
     table = Table(box=None, show_footer=len(report.rows) > 1, pad_edge=False)
@@ -237,15 +238,17 @@ def print_table(report: Report) -> None:
     table.add_column("CTR %", show_share(total), justify="right", no_wrap=True)
     for row in report.rows:
         table.add_row(
-            *(str(row[key]) for key in report.keys), *(f"{row[number]:,}" for number in report.numbers), show_share(row)
+            *(printable(str(row[key])) for key in report.keys),
+            *(f"{row[number]:,}" for number in report.numbers),
+            show_share(row),
         )
     console.print(table)
     if not report.rows:
         console.print("nothing was counted; adctl collect does that")
     if report.refusals:
-        console.print(f"\nwhy {report.campaign} was not shown")
+        console.print(f"\nwhy {printable(str(report.campaign))} was not shown")
         for reason, requests, share in shares(report.refusals):
-            console.print(f"{share:7.1%}  {reason}  ({requests:,})")
+            console.print(f"{share:7.1%}  {printable(reason)}  ({requests:,})")
 
 
 def print_html(report: Report) -> None:

@@ -27,6 +27,7 @@ from adtools.inventory import read_document
 from adtools.learn import site_calendar
 from adtools.progress import DELAY_S, with_progress
 from adtools.simulation import REFRESH_S, Outcome, Processes, simulate
+from adtools.terminal import unguarded
 from adtools.traffic import SyntheticDay, Visit, read_visits
 
 DAY_S = 86_400
@@ -249,7 +250,7 @@ def _with_progress(visits: Iterator[Visit], total: int) -> Iterator[Visit]:
         total=total,
         unit=" requests",
         delay=DELAY_S,
-        file=sys.stderr,
+        file=unguarded(sys.stderr),
         disable=not sys.stderr.isatty(),
         leave=False,
     )

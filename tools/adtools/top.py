@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import time
 from typing import Any
 
@@ -18,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from adtools.control import CONTROL_HELP, ControlError, Host, address, ask_host
+from adtools.terminal import printable, unguarded
 
 CAMPAIGNS_SHOWN = 10
 # When a number is shown in yellow, and when in red.
@@ -53,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     """Show the server until Ctrl-C; 0, or 1 when there was never an answer."""
     control = address(args.control)
     poller = f"top-{os.getpid()}"
-    console = Console()
+    console = Console(file=unguarded(sys.stdout))
     host = look(control, poller)
     if args.once or not console.is_terminal:
         console.print(view(host))
@@ -65,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
                 try:
                     live.update(view(look(control, poller)), refresh=True)
                 except ControlError as error:  # it may be restarting
-                    live.update(Text(str(error), style="bold red"), refresh=True)
+                    live.update(Text(printable(str(error)), style="bold red"), refresh=True)
         except KeyboardInterrupt:
             return 0
 
@@ -77,16 +79,16 @@ def look(control: str, poller: str) -> Host:
 def view(host: Host) -> RenderableType:
     """All that is shown."""
     if not host.workers:
-        return Text("no worker answers: " + "; ".join(host.missing.values()), style="bold red")
+        return Text(printable("no worker answers: " + "; ".join(host.missing.values())), style="bold red")
     head = Text.assemble(
         ("adcore ", "bold"),
-        f"{next(host.each('version', 'version'))} on {next(host.each('process', 'host'))}, ",
+        printable(f"{next(host.each('version', 'version'))} on {next(host.each('process', 'host'))}, "),
         f"{len(host.workers)} worker{'s' if len(host.workers) > 1 else ''}, ",
         f"up {_duration(host.worst('process', 'uptime_s'))}",
     )
     lines: list[RenderableType] = [head, Text()]
     for name, why in host.missing.items():
-        lines.insert(1, Text(f"worker {name}: {why}", style="bold red"))
+        lines.insert(1, Text(printable(f"worker {name}: {why}"), style="bold red"))
     lines += [Columns([_rates(host), _durations(host), _health(host)], padding=(0, 3)), Text(), _campaigns(host)]
     return Group(*lines)
 
@@ -147,7 +149,10 @@ def _campaigns(host: Host) -> Table:
     table = _grid("campaign", "impressions today", "clicks", "CTR")
     for name, (impressions, clicks) in sorted(totals.items(), key=lambda item: -item[1][0])[:CAMPAIGNS_SHOWN]:
         table.add_row(
-            Text(name), f"{impressions:,}", f"{clicks:,}", f"{clicks / impressions:.2%}" if impressions else "-"
+            Text(printable(name)),
+            f"{impressions:,}",
+            f"{clicks:,}",
+            f"{clicks / impressions:.2%}" if impressions else "-",
         )
     return table
 
