@@ -5,6 +5,7 @@ Exit status: 0 clean, 1 failed while running, 2 usage, 3 could not start.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -52,6 +53,7 @@ def _run(argv: Sequence[str]) -> int:
     if check:
         print(f"adcore: the configuration is right; it would listen on {config.describe_listener()}")
         return 0
+    check_hashing()
     if seat is None and config.workers > 1:
         from adcore import workers
 
@@ -59,3 +61,16 @@ def _run(argv: Sequence[str]) -> int:
     from adcore import server  # only now: the rest needs no event loop and no driver
 
     return server.run(config, seat)
+
+
+def check_hashing() -> None:
+    """What visitors send is looked up in dicts, whose time is bounded only while nobody can know Python's hashes.
+
+    Raises StartError.
+    """
+    seed = "random" if sys.flags.ignore_environment else os.environ.get("PYTHONHASHSEED", "random")
+    if seed not in ("", "random"):
+        raise StartError(
+            f"PYTHONHASHSEED={seed} makes the hashes of texts known, and so every lookup as slow as a visitor likes: "
+            "unset it"
+        )

@@ -176,3 +176,59 @@ def test_no_link_is_forged_and_nothing_chooses_where_an_answer_leads_or_adds_to_
         assert server.stop() == 0
         clicks = sum(1 for record in server.records() if record["type"] == "click")
         assert clicks == redirects
+
+
+def test_a_link_of_one_host_counts_once_on_each_and_once_in_the_report(tmp_path: Path) -> None:
+    """Hosts of one site have one secret file and tell each other nothing of links; what counts them looks at both."""
+    source = store(tmp_path)
+    secret = tmp_path / "secret"
+    args = ("--source", source, "--secret-file", str(secret))
+    with serving_over("unix", tmp_path / "one", *args) as one, serving_over("unix", tmp_path / "two", *args) as two:
+        decision = links(one)
+        for server in (one, two, two, one, two):
+            assert server.ask(decision["click_url"]).status == 302
+            assert server.ask(decision["view_url"]).status == 204
+        logs = []
+        for server in (one, two):
+            assert server.stop() == 0
+            kinds = Counter(record["type"] for record in server.records())
+            assert (kinds["click"], kinds["view"]) == (1, 1)
+            logs.append(server.log)
+    # Each host's collector counts its own log into the one store.
+    for log in logs:
+        collected = adctl("collect", "--source", source, str(log))
+        assert collected.returncode == 0, collected.stderr
+    report = adctl("report", "--source", source, "--format", "json", "--by", "campaign")
+    (row,) = json.loads(report.stdout)
+    assert row["clicks"] + row["views"] + row["impressions"] + row["ivt"] == 3
+
+
+def test_a_link_of_another_site_is_good_only_where_the_secret_is_the_same_and_the_ad_is_known(tmp_path: Path) -> None:
+    def serve(name: str, booked: str, secret: str) -> Any:
+        folder = tmp_path / name
+        folder.mkdir()
+        url = f"sqlite:///{folder}/ads.db"
+        applied = adctl("apply", "--source", url, "-", stdin=json.dumps(document(campaign(booked))))
+        assert applied.returncode == 0, applied.stderr
+        return serving_over("unix", folder, "--source", url, "--secret-file", str(tmp_path / secret))
+
+    with (
+        serve("ours", "a", "secret") as ours,
+        serve("other-secret", "a", "other") as stranger,
+        serve("other-ads", "b", "secret") as sister,
+        serve("same", "a", "secret") as twin,
+    ):
+        decision = links(ours)
+        answers = {}
+        for name, server in (("stranger", stranger), ("sister", sister), ("twin", twin)):
+            answers[name] = [server.ask(decision[url]).status for url in ("click_url", "view_url")]
+            assert server.stop() == 0
+            answers[name] += [len(server.records())] if server.log.exists() else [0]
+        # Sites that share a secret file take each other's links for their own: give each site one of its own.
+        assert answers == {"stranger": [400, 400, 0], "sister": [404, 404, 0], "twin": [302, 204, 2]}
+        # A click is not a view: one token is good for both, and each counts once.
+        token = decision["click_url"].partition("=")[2]
+        assert ours.ask(f"/v1/view?t={token}").status == 204
+        assert ours.ask(decision["view_url"].replace("/view", "/click")).status == 302
+        assert ours.stop() == 0
+        assert Counter(record["type"] for record in ours.records()) == {"impression": 1, "view": 1, "click": 1}

@@ -371,3 +371,9 @@ def test_the_help_of_each_command_shows_examples(adctl: Adctl, command: str) -> 
     assert "examples:" in outcome.out
     assert f"adctl {command}" in outcome.out.partition("examples:")[2]
     assert command in adctl("--help").out
+
+
+def test_a_file_without_end_is_refused_and_not_read_to_it(source: str, adctl: Adctl) -> None:
+    applied = adctl("apply", "--source", source, "/dev/zero")
+    assert applied.status == 1
+    assert "it is longer than 256 MiB" in applied.err

@@ -25,6 +25,9 @@ from adcore.core.inventory import (
 from adcore.errors import SourceError
 from adcore.sources import Rows, open_store
 
+# An inventory of 100,000 creatives has 50 MiB; what it is parsed into takes ten times its size.
+FILE_BYTES_MAX = 256 << 20
+
 APPLY_EPILOG = """\
 The file is checked as a whole first, and every error is named by its JSON path; then it is applied in one
 transaction. Servers show it within one refresh interval and a second. An SQLite store is made when it is not
@@ -176,7 +179,13 @@ def run_migrate(args: argparse.Namespace) -> int:
 
 def read_document(name: str) -> object:
     """The JSON in a file ("-": standard input). Raises OSError, or InventoryError when it is no JSON."""
-    raw = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+    if name == "-":
+        raw = sys.stdin.buffer.read(FILE_BYTES_MAX + 1)
+    else:
+        with Path(name).open("rb") as file:
+            raw = file.read(FILE_BYTES_MAX + 1)
+    if len(raw) > FILE_BYTES_MAX:
+        raise _not_json(f"it is longer than {FILE_BYTES_MAX >> 20} MiB")
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
