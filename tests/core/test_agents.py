@@ -83,6 +83,22 @@ def test_device_system_and_bot_of_a_user_agent(device: str, os: str, bot: bool, 
     assert os in OPERATING_SYSTEMS
 
 
+@pytest.mark.parametrize(
+    ("word", "device"),
+    [
+        *(("AFTT Build", "tv"), ("xAFTT", "other"), ("_aftt", "other"), ("(aftt)", "tv"), ("aft", "other")),
+        *(("DTV", "tv"), ("HDTV", "other"), ("dtvx", "other"), ("Large Screen", "tv"), ("enlarge screen", "other")),
+        *(("tablet", "tablet"), ("tablets", "other"), ("xtablet", "other"), (" TABLET;", "tablet")),
+        *(("Quest 3", "other"), ("X11", "desktop"), ("ax11", "other"), ("x111", "other"), ("bb10", "mobile")),
+        *(("xbb10", "other"), ("bb101", "other"), ("xbox", "tv"), ("SmartTV", "tv")),
+    ],
+)
+def test_words_that_stand_by_themselves(word: str, device: str) -> None:
+    """In any case, at the start, in the middle and at the end."""
+    for text in (word, f"- {word}", f"{word} -", word.lower(), word.upper()):
+        assert parse_user_agent(text).device == device, text
+
+
 def test_bots_are_those_of_the_kept_list() -> None:
     seen = [text for crawler in CRAWLER_USER_AGENTS_DATA for text in crawler.get("instances", ())]
     seen = [text for text in seen if text.isascii() and len(text) <= USER_AGENT_CHARS_MAX]

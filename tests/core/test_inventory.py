@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 
 import adcore
 from adcore.core.inventory import (
+    ADVISED_MAX,
     DATA_BYTES_MAX,
     HTML_BYTES_MAX,
+    TARGETS_MAX,
     Campaign,
     Creative,
     Inventory,
@@ -544,3 +546,37 @@ def test_rows_are_frozen() -> None:
         assert isinstance(row, Inventory | Placement | Campaign | Creative)
         with pytest.raises(AttributeError):
             row.id = "other"  # type: ignore[misc, union-attr]
+
+
+def test_what_may_have_been_meant_is_looked_for_a_few_times_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Among 5,000 names it takes 50 ms, and a document can have thousands of wrong ones."""
+    looked_for: list[object] = []
+
+    def close(name: str, *_: object) -> list[str]:
+        looked_for.append(name)
+        return ["top"]
+
+    monkeypatch.setattr("adcore.core.inventory.get_close_matches", close)
+    wrong = campaign(targeting={"placements": [f"tpo{n}" for n in range(900)]}, **{f"f{n}": 1 for n in range(900)})
+    problems = messages(document(wrong)).splitlines()
+    assert len(problems) == 1800
+    assert len(looked_for) == ADVISED_MAX == sum("did you mean" in problem for problem in problems)
+
+
+def test_placements_beyond_the_longest_list_are_not_each_named() -> None:
+    wrong = campaign(targeting={"placements": ["none"] * (TARGETS_MAX + 500)})
+    assert len(paths(document(wrong))) == TARGETS_MAX + 1
+
+
+def test_a_long_name_is_not_in_the_path_of_each_value_below_it() -> None:
+    deep = {"x" * 64: {"\0": 1}, "y" * 50_000: [float("nan")] * 50}
+    found = paths(document(campaign(creatives=[creative(format="native", data=deep)])))
+    assert len(found) == 51
+    assert max(map(len, found)) < 200
+    assert f"$.campaigns[0].creatives[0].data.{'x' * 64}" in found
+
+
+def test_a_long_address_is_not_written_in_ascii_for_the_message() -> None:
+    for host, advised in (("\u3042" * 10, True), ("\u3042" * 3000, False)):
+        wrong = campaign(creatives=[creative(landing_url=f"https://{host}.jp/")])
+        assert ("in ASCII" in messages(document(wrong))) is advised

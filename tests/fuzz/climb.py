@@ -31,6 +31,8 @@ KEPT = 24
 # One case in so many goes to the server with 5,000 campaigns, where it takes a hundred times as long.
 LARGE_EVERY = 250
 NS_PER_US = 1000.0
+# Garbage is collected between cases, and not in one; what is there before the first is not looked at again.
+COLLECT_EVERY = 500
 
 
 class Found(NamedTuple):
@@ -77,6 +79,8 @@ class Climb:
         for surface in self.surfaces.values():
             for seed in surface.seeds[: 1 if surface.is_large else None]:
                 self._servers[surface.is_large].spend(surface.send(seed))
+        gc.collect()
+        gc.freeze()
 
     def climb(self, cases: int, seed: int) -> None:
         """Every seed, and edited cases up to `cases` in all."""
@@ -104,6 +108,8 @@ class Climb:
         elif found > best[0]:
             heapreplace(best, found)
         self.cases += 1
+        if self.cases % COLLECT_EVERY == 0:
+            gc.collect()
         return found
 
     def _spend(self, surface: Surface, payload: bytes) -> Found:
@@ -143,6 +149,7 @@ def search(cases: int, seed: int) -> list[Found]:
         for part in range(10):
             climb.climb(cases * (part + 1) // 10, seed + part)
             print(f"cost: {climb.cases} cases in {time.monotonic() - began_monotonic:.0f} s", flush=True)
+        gc.unfreeze()
         gc.enable()
         timed = [found for best in climb.best.values() for found in best]
         counted = count(0, seed, [(found.surface, found.payload) for found in timed])
