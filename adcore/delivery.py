@@ -53,8 +53,15 @@ HOPS_MAX = 16
 # Slots times alike visitors, a kilobyte each; a larger one counts for several.
 CASES_MAX = 16_384
 CASE_BYTES = 1024
-# Ads ready to be shown, two kilobytes each; a table may have hundreds of thousands.
+# Ads ready to be shown, two kilobytes each; a table may have hundreds of thousands. Markup has up to 256 KiB, more in
+# JSON and once more in a frame, in each placement of its size: of all answers this many bytes.
 SHOWN_MAX = 16_384
+SHOWN_BYTES_MAX = 64 << 20
+# Slots of a request that are decided in any case. The later ones are while it has taken no more than this: the bytes of
+# its records, each of which names all campaigns that counts hold back, and a 16th of its answer's, with all markup.
+SLOTS_SURE = 8
+PAGE_BYTES_MAX = 64 * 1024
+ANSWER_WEIGHT = 16
 
 _COOKIE_PREFIX = COOKIE_PREFIX.encode()
 
@@ -190,6 +197,7 @@ class Delivery:
         self.calendar = calendar
         self.queue = queue
         self._keep = queue.impressions.append
+        self._keep_robots = queue.robot_impressions.append
         self._country_of = country_of
         self.host = host
         self._impression_ids = impression_ids
@@ -204,6 +212,7 @@ class Delivery:
         self._left: list[dict[Profile, Case]] = []
         """Cases of the tables before, to be let go one by one: many at once would take milliseconds."""
         self._shown: OrderedDict[Ad, Shown] = OrderedDict()
+        self._shown_bytes = 0
         self._table: AdTable | None = None
         """What the cases are of."""
         self._of_table = b""
@@ -237,11 +246,17 @@ class Delivery:
                 history, cookies = self._cookies.read(header)
         over_cap = capped(history, table.caps, now) if history else NOBODY
 
+        keep = self._keep_robots if profile.bot else self._keep
         taken: set[str] = set()
         seen: list[Seen] = []
         filled: list[Filled] = []
         refusals: list[NoAd] = []
+        names_unknown = False
+        page_bytes = 0
         for slot in slots:
+            if page_bytes > PAGE_BYTES_MAX and len(filled) + len(refusals) >= SLOTS_SURE:
+                refusals.append(self._pass_over(slot, counts))
+                continue
             if request_number is None:
                 impression_id = next(self._impression_ids)
             else:
@@ -263,7 +278,11 @@ class Delivery:
                 refusal = eligible.refuse()
                 refusals.append(refusal)
                 if counts:
-                    self._keep_refusal(case, refusal, impression_id, now, network, user)
+                    self._count_refusal(refusal)
+                    # Names can be made up: the unknown ones of a request share the record of the first.
+                    if refusal.reason is not Reason.UNKNOWN_PLACEMENT or not names_unknown:
+                        page_bytes += self._keep_refusal(case, refusal, impression_id, now, network, user)
+                    names_unknown = names_unknown or refusal.reason is Reason.UNKNOWN_PLACEMENT
                 continue
             ad, chance = drawing.pick(draw(impression_id))
             shown = self._shown.get(ad) or self._make_shown(ad)
@@ -271,6 +290,7 @@ class Delivery:
             filled.append((shown.answer, impression_id, token))
             if len(slots) > 1:
                 taken.add(ad.campaign.id)
+                page_bytes += shown.answer.json_bytes // ANSWER_WEIGHT
             if not counts:
                 continue
             if eligible is case.eligible:
@@ -283,9 +303,8 @@ class Delivery:
                 case.answers += 1
             else:
                 state.statistics.add_filled(slot.placement, 1, eligible.dropped)
-            self._keep(
-                (self._of_table, shown.packed, of_visitor, network.field, user_field, chance, now, impression_id)
-            )
+            page_bytes += len(of_visitor)
+            keep((self._of_table, shown.packed, of_visitor, network.field, user_field, chance, now, impression_id))
             if not profile.bot:
                 counters.count_impression(shown.delivered, case.moment.day, now)
                 if shown.campaign_key is not None:
@@ -437,18 +456,19 @@ class Delivery:
         if self._left:
             self._left.pop()
         self.state.statistics.read(2)
+        index = table.placements.get(slot.placement)
         facts = Facts(
             profile.device,
             profile.os,
             profile.country,
             profile.languages,
-            query.keywords,
-            query.key_values,
+            # Where there is no placement the words decide nothing, and are not kept.
+            query.keywords if index is not None else (),
+            query.key_values if index is not None else (),
             profile.bot,
         )
         moment = self.calendar.moment(now)
         start, end = self.calendar.stretch_at(now)
-        index = table.placements.get(slot.placement)
         if index is not None:
             window = index.window_at(now)
             start, end = max(start, window.start), min(end, window.end)
@@ -489,9 +509,11 @@ class Delivery:
             if self._table.has(old):
                 self._shown.move_to_end(old)
             else:
-                del self._shown[old]
-        if len(self._shown) >= SHOWN_MAX:
-            self._shown.popitem(last=False)
+                self._shown_bytes -= self._shown.pop(old).answer.json_bytes
+        self._shown_bytes += answer.json_bytes
+        while self._shown and (len(self._shown) >= SHOWN_MAX or self._shown_bytes > SHOWN_BYTES_MAX):
+            _, oldest = self._shown.popitem(last=False)
+            self._shown_bytes -= oldest.answer.json_bytes
         shown = self._shown[ad] = Shown(ad, answer, self.state.counters, self.tokens, packed)
         return shown
 
@@ -520,12 +542,20 @@ class Delivery:
             }
         )
 
+    def _pass_over(self, slot: Slot, counts: bool) -> NoAd:
+        """The refusal of a slot that is not decided."""
+        refusal = NoAd(slot.placement, Reason.PAGE_LIMIT, (), {})
+        if counts:
+            self._count_refusal(refusal)
+        return refusal
+
     def _keep_refusal(
         self, case: Case, refusal: NoAd, impression_id: bytes, now: float, network: Network, user: str
-    ) -> None:
+    ) -> int:
+        """The bytes that its record takes."""
         assert self._table is not None
         facts = case.facts
-        self.queue.put(
+        return self.queue.put(
             Unfilled(
                 time=now,
                 id=impression_id.decode(),
@@ -549,6 +579,9 @@ class Delivery:
                 excluded=refusal.excluded,
             )
         )
+
+    def _count_refusal(self, refusal: NoAd) -> None:
+        assert self._table is not None
         # Callers can make names up, so those of no placement share one row.
         known = refusal.placement if refusal.placement in self._table.placements else ""
         self.state.statistics.add_unfilled(known, refusal)

@@ -16,6 +16,9 @@ SLOTS_MAX = 32
 # Parameters, our own and others'. Taking one apart costs a microsecond; pages add a handful. (PHP's max_input_vars and
 # Django's DATA_UPLOAD_MAX_NUMBER_FIELDS are 1000, for forms.)
 PARAMETERS_MAX = 256
+# Bytes of JSON that keywords and key-values take in the records of all slots together, as each record has them: 2 KiB a
+# slot for a page of eight, and for a single slot more than a request line can say.
+FACTS_BYTES_MAX = 16 * 1024
 PLACEMENT_CHARS_MAX = 64
 USER_CHARS_MAX = 256
 
@@ -55,6 +58,7 @@ class _Body(msgspec.Struct, forbid_unknown_fields=True):
 
 
 _BODY = msgspec.json.Decoder(_Body)
+_to_json = msgspec.json.Encoder().encode
 
 
 def parse_query(raw: bytes) -> Query:
@@ -131,14 +135,28 @@ def _query(
             raise QueryError(f"placement must be 1 to {PLACEMENT_CHARS_MAX} printable characters")
     if len(user) > USER_CHARS_MAX:
         raise QueryError(f"user must be at most {USER_CHARS_MAX} characters")
+    slots = tuple(placement for placement in placements for _ in range(count))
     try:
+        words, pairs = parse_keywords(keywords), parse_key_values(key_values)
+        if words or pairs:
+            _check_size(words, pairs, len(slots))
         return Query(
-            tuple(placement for placement in placements for _ in range(count)),
-            parse_keywords(keywords),
-            parse_key_values(key_values),
+            slots,
+            words,
+            pairs,
             user,
             len(placements) == 1 and not several,
             visitor,
         )
     except FactsError as error:
         raise QueryError(str(error)) from None
+
+
+def _check_size(keywords: tuple[str, ...], key_values: tuple[tuple[str, str], ...], slots: int) -> None:
+    size = len(_to_json((keywords, key_values)))
+    if size * slots > FACTS_BYTES_MAX:
+        most = FACTS_BYTES_MAX // slots
+        raise QueryError(
+            f"keywords and key-values are {size} bytes, and for {slots} slots at most {most}: "
+            "say less, or ask for fewer slots in one request"
+        )

@@ -80,7 +80,10 @@ Pieces = tuple[object, ...]
 class CompiledDecision:
     """The answers that show one creative in one placement, as pieces around what differs from time to time."""
 
-    __slots__ = ("_creative", "_frame", "_placement", "_public_url", "_to_click", "_to_view", "frame_headers")
+    __slots__ = (
+        *("_creative", "_frame", "_placement", "_public_url", "_to_click", "_to_view"),
+        *("frame_headers", "json_bytes"),
+    )
 
     def __init__(self, placement: Placement, campaign_id: str, creative: Creative, public_url: str) -> None:
         """For `public_url` (no slash at its end; "" makes the links relative)."""
@@ -90,6 +93,7 @@ class CompiledDecision:
         click_link, self._to_view = _links(public_url)
         self._to_click = b'",' + json_for_script(_static(placement, campaign_id, creative))[1:-1] + click_link
         """What is between the impression id and the click link's token: most of the answer."""
+        self.json_bytes = len(self._to_click)
         self.frame_headers = (("Content-Security-Policy", _policy(creative.format, public_url)), _REFERRER)
         self._frame: Pieces = ()
         """Empty until the first frame is asked for: it is five times as large, and sites use one or the other."""

@@ -539,14 +539,15 @@ SECTIONS: dict[str, tuple[Setting, ...]] = {
             _size(4096, 16 << 30),
             64 << 20,
             "records that may wait for the disk",
-            "minutes of a stalled disk at full load; what does not fit is counted by type and dropped",
+            "minutes of a stalled disk at full load; what does not fit is counted by type and dropped, those of "
+            "unfilled slots and robots first, which have half of it at most",
         ),
         Setting(
             "spool_dir",
             PATH,
             lambda state_dir: state_dir,
             "folder for the records that the log does not have yet, so that a killed process leaves them behind",
-            "8 MiB a process; on tmpfs, such as /run/adcore, no disk ever holds up an answer",
+            "10 MiB a process; on tmpfs, such as /run/adcore, no disk ever holds up an answer",
         ),
         Setting(
             "archive_dir",

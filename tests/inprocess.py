@@ -16,7 +16,8 @@ from adcore.deliverylog.record import FORMS, Impression, Unfilled
 from adcore.followed import Followed
 from adcore.handlers import Handlers
 from adcore.http1.plain import PlainReader
-from adcore.http1.request import Limits, Request
+from adcore.http1.request import Limits, Request, RequestLine
+from adcore.http1.response import Response
 from adcore.state import State
 from adcore.tokens import KeyRing
 from tests.inventories import change, document
@@ -29,11 +30,16 @@ class Process:
     """Handlers behind a plain reader."""
 
     def __init__(
-        self, tmp_path: Path, *campaigns: dict[str, Any], trusted: bool = True, keyring: KeyRing = KEYRING
+        self,
+        tmp_path: Path,
+        *campaigns: dict[str, Any],
+        trusted: bool = True,
+        keyring: KeyRing = KEYRING,
+        form: str = "msgpack",
     ) -> None:
         self.calendar = Calendar(load_config().time_zone)
         self.state = State(Counters(self.calendar), Followed.in_memory(3600.0), Followed.in_memory(3600.0))
-        self.queue = RecordQueue(1 << 30, FORMS["msgpack"])
+        self.queue = RecordQueue(1 << 30, FORMS[form])
         numbers = count(1)
         # Two processes draw alike.
         ids = (b"%032x" % (next(numbers) * 0x9E3779B97F4A7C15F39CC0605CEDC835 % (1 << 128)) for _ in count())
@@ -73,6 +79,16 @@ class Process:
         body = self.handlers(self.request).body
         self.queue.commit()
         return body
+
+    def post(self, body: bytes, **headers: str) -> Response:
+        request = self.request
+        request.line = RequestLine(b"POST", b"/v1/decision", b"")
+        request.headers = {name.replace("_", "-").lower().encode(): value.encode() for name, value in headers.items()}
+        request.body = body
+        request.time = NOW
+        response = self.handlers(request)
+        self.queue.commit()
+        return response
 
     def records(self) -> list[Impression | Unfilled]:
         """What slots got since they were asked for. Every record that was written must be readable."""

@@ -30,7 +30,9 @@ class Load:
             while True:
                 with self._lock:
                     number = self.sent = self.sent + 1
-                connection.request("GET", f"/v1/decision?placement=top&kv.n={number}")
+                # Records of robots go another way.
+                agent = {"User-Agent": "Googlebot/2.1"} if number % 3 == 0 else {}
+                connection.request("GET", f"/v1/decision?placement=top&kv.n={number}", headers=agent)
                 answer = connection.getresponse()
                 answer.read()
                 assert answer.status == 200
@@ -70,4 +72,5 @@ def test_what_was_answered_before_a_kill_is_logged_once(tmp_path: Path) -> None:
     assert set(answered) <= set(logged), "lost"
     assert set(logged) <= set(range(1, sent + 1)), "never sent"
     assert len(answered) > KILLS
+    assert {record["ivt"] for record in last.records()} == {True, False}
     assert not list(tmp_path.glob("*.spool"))

@@ -103,6 +103,49 @@ def test_long_requests_that_nobody_repeats_leave_nothing(tmp_path: Path) -> None
     assert kept_bytes < 1000 * 50
 
 
+def test_cases_that_name_many_campaigns_count_as_several(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("adcore.delivery.CASES_MAX", 40)
+    held_back = [campaign(f"held-back-{number}", goal={"impressions": 1}) for number in range(100)]
+    process = Process(tmp_path, *held_back, campaign("other", targeting={"placements": ["foot"]}))
+    delivery = process.handlers.delivery
+
+    def sizes() -> list[int]:
+        return [case.size for slot in delivery._slots_with_cases for case in slot.cases.values()]
+
+    targets = ("/v1/decision?placement=side", "/v1/decision?placement=foot,side,nowhere", "/v1/decision?placement=foot")
+    most = 0
+    for number in range(400):
+        process.ask(targets[number % 3], Accept_Language=("ja", "de", "en", "fr", "ko")[number % 5])
+        process.records()
+        # A case is packed after it has its place.
+        assert delivery._cases_size == sum(sizes()) <= 40 + max(sizes())
+        most = max(most, len(sizes()))
+        if number % 50 == 49:
+            process.change(*held_back, campaign("other", targeting={"placements": ["foot"]}, weight=number))
+    assert len(process.state.counters.held) == 100
+    assert max(sizes()) > 2
+    assert most > 10
+
+
+def test_answers_that_are_kept_are_bounded_in_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large markup, in each placement of its size."""
+    monkeypatch.setattr("adcore.delivery.SHOWN_BYTES_MAX", 100_000)
+    large = [
+        campaign(f"c{number}", creatives=[text_creative(f"c{number}-1", format="html", data=None, html="x" * 30_000)])
+        for number in range(10)
+    ]
+    process = Process(tmp_path, *large)
+    delivery = process.handlers.delivery
+    seen = set()
+    for number in range(200):
+        seen.add(process.ask(f"/v1/decision?placement={('side', 'foot')[number % 2]}").partition(b'"campaign":')[2][:4])
+        assert delivery._shown_bytes == sum(shown.answer.json_bytes for shown in delivery._shown.values()) <= 100_000
+        if number == 100:
+            process.change(*large[:5])
+    assert len(seen) == 10
+    assert len(delivery._shown) == 3
+
+
 def test_the_records_say_what_was_asked(tmp_path: Path) -> None:
     process = Process(tmp_path, *CAMPAIGNS)
     process.ask("/v1/decision?placement=side&keywords=manga&kv.s=x", User_Agent=AGENTS[1], Accept_Language="ja")

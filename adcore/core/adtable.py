@@ -34,8 +34,10 @@ PRIORITIES = ("sponsorship", "standard", "house")
 # Distinct combinations of facts remembered per placement. Real traffic repeats a few hundred; random keywords must
 # not fill the memory.
 MATCHES_MAX = 4096
-# Weighted choices remembered per placement, in campaigns over all of them (16 bytes each).
+# Weighted choices remembered per placement, in campaigns over all of them (16 bytes each). The key of each is a mask
+# with a bit for each campaign of the placement.
 DRAWN_MAX = 65536
+MASK_CAMPAIGNS = 128
 # The creatives are kept in so many parts, so that a change copies only those parts that it concerns.
 PARTS = 256
 
@@ -343,10 +345,11 @@ class PlacementIndex:
         drawing = Drawing(self._weights, live, self._dropped(mask, live)) if size else None
         if not is_common and size >= SEARCHED_MIN:
             return drawing
-        if self._drawing_room <= size:
+        room = (size or 1) + len(self.entrants) // MASK_CAMPAIGNS
+        if self._drawing_room < room:
             self._drawings.clear()
             self._drawing_room = DRAWN_MAX
-        self._drawing_room -= size or 1
+        self._drawing_room -= room
         self._drawings[mask] = drawing
         return drawing
 

@@ -37,6 +37,8 @@ class Reason(StrEnum):
     # No candidate to speak of.
     UNKNOWN_PLACEMENT = "unknown_placement"
     NO_CAMPAIGNS = "no_campaigns"
+    # The slots before it took what one request may take.
+    PAGE_LIMIT = "page_limit"
     # Nothing against a campaign: it goes before the others of its tier, which are OTHERS_BEHIND.
     BEHIND_SCHEDULE = "behind_schedule"
 

@@ -211,7 +211,11 @@ class TargetingIndex:
             return facts
         return facts._replace(
             keywords=tuple(word for word in facts.keywords if word in self.keywords),
-            key_values=tuple(pair for pair in facts.key_values if pair[0] in self.key_values),
+            key_values=tuple(
+                (name, value)
+                for name, value in facts.key_values
+                if name in self.key_values and value in self.key_values[name].by_value
+            ),
         )
 
     def match(self, facts: Facts, moment: Moment, mask: int) -> tuple[int, Dropped]:

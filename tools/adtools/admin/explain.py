@@ -71,6 +71,7 @@ ABOUT = {
 NO_CANDIDATE = {
     "unknown_placement": "There is no such placement.",
     "no_campaigns": "No campaign can be shown there.",
+    "page_limit": "The slots before it took what one request may take.",
 }
 
 
