@@ -45,7 +45,7 @@ from adcore.counters import Counters
 from adcore.delivery import Delivery
 from adcore.deliverylog.queue import RecordQueue
 from adcore.deliverylog.record import FORMS
-from adcore.deliverylog.spool import NoSpaceError, Spool, take_over
+from adcore.deliverylog.spool import NoSpaceError, Spools, take_over
 from adcore.deliverylog.writer import LogWriter
 from adcore.errors import AdcoreError, SourceError, StartError
 from adcore.files import is_shared, make_folder
@@ -194,14 +194,16 @@ class Server:
             on_exit.callback(self.counter_file.close)
             self.counter_file.lock()
             self._restore_counts()
-            spool = open_spool(config.spool_dir)
-            self.queue = RecordQueue(config.log_queue_bytes, FORMS[config.log_format], spool)
-            if spool is None:
+            spools = open_spools(config.spool_dir)
+            form = FORMS[config.log_format]
+            if spools is None:
+                self.queue = RecordQueue(config.log_queue_bytes, form)
                 self.writer = LogWriter(self.queue, config.log)
                 self.writer.open()
             else:
-                on_exit.callback(spool.close)
-                self.writer = LogWriter(self.queue, config.log, before_batch=spool.note_log)
+                on_exit.callback(spools.close)
+                self.queue = RecordQueue(config.log_queue_bytes, form, spools.paid, spools.unpaid)
+                self.writer = LogWriter(self.queue, config.log, before_batch=spools.note_log)
                 self.writer.open()
                 take_over(config.spool_dir, config.log, self.queue)
             self.refresher = self._make_refresher()
@@ -629,10 +631,10 @@ def make_state_dir(config: Config) -> None:
         )
 
 
-def open_spool(directory: Path) -> Spool | None:
+def open_spools(directory: Path) -> Spools | None:
     """None on a disk that is full: what is answered matters more than what a kill would lose. Raises StartError."""
     try:
-        return Spool(directory)
+        return Spools(directory)
     except NoSpaceError as error:
         log.error("%s; until the next start, what waits for the log is lost if this process is killed", error)
         return None

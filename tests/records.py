@@ -2,18 +2,25 @@
 
 from typing import Any
 
-from adcore.deliverylog.record import Click, View
+from adcore.deliverylog.record import Click, Unfilled, View
 
 
-def click(number: int = 1) -> Click:
-    return Click(**_fields(number))
+def click(number: int = 1, *, ivt: bool = False) -> Click:
+    return Click(**_fields(number, ivt))
 
 
-def view(number: int = 1) -> View:
-    return View(**_fields(number))
+def view(number: int = 1, *, ivt: bool = False) -> View:
+    return View(**_fields(number, ivt))
 
 
-def _fields(number: int) -> dict[str, Any]:
+def unfilled(number: int = 1, *, ivt: bool = False) -> Unfilled:
+    fields = _fields(number, ivt)
+    del fields["campaign"], fields["creative"]
+    of_page: dict[str, Any] = {"languages": (), "keywords": (), "key_values": (), "hour": 9, "weekday": 0}
+    return Unfilled(**fields, **of_page, user="", excluded={}, reason="no_campaigns", reasons={})
+
+
+def _fields(number: int, ivt: bool) -> dict[str, Any]:
     return {
         "time": 1_800_000_000.5 + number,
         "id": f"{number:032x}",
@@ -23,7 +30,7 @@ def _fields(number: int) -> dict[str, Any]:
         "device": "mobile",
         "os": "ios",
         "country": "JP",
-        "ivt": True,
+        "ivt": ivt,
         "ip": "192.0.2.0",
         "campaign": "spring",
         "creative": "spring-1",

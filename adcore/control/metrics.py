@@ -171,10 +171,13 @@ def collect_log(log: Mapping[str, Any]) -> Iterator[Metric]:
     yield gauge("adcore_log_queue_records", "Records that wait for the disk.", log["waiting"])
     yield gauge("adcore_log_queue_bytes", "Their size.", log["waiting_bytes"])
     yield gauge("adcore_log_queue_capacity_bytes", "What may wait.", log["waiting_bytes_max"])
+    yield gauge("adcore_log_queue_unpaid_bytes", "Of unfilled slots and robots.", log["waiting_bytes_unpaid"])
     yield counter("adcore_log_records_accepted_total", "Records queued.", log["accepted"], "type")
     yield counter("adcore_log_records_written_total", "Records written.", log["written"], "type")
     dropped = {"impression": 0, "view": 0, "click": 0, "unfilled": 0, **log["dropped"]}
     yield counter("adcore_log_records_dropped_total", "Records lost, as too many waited.", dropped, "type")
+    paid = {"impression": 0, "view": 0, "click": 0, **log["dropped_paid"]}
+    yield counter("adcore_log_paid_records_dropped_total", "Those of them that are revenue.", paid, "type")
     yield counter("adcore_log_written_bytes_total", "Bytes written.", log["written_bytes"])
     yield counter("adcore_log_write_errors_total", "Writes that failed and were tried again.", log["write_errors"])
     yield counter("adcore_log_reopens_total", "Times that the log was reopened.", log["reopens"])

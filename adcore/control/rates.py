@@ -52,12 +52,15 @@ def take_sample(status: Mapping[str, Any], histograms: Mapping[str, Histogram]) 
     counts: dict[str, float] = {
         "requests": status["connections"]["requests"],
         "log_dropped": sum(records["dropped"].values()),
+        "log_dropped_paid": sum(records["dropped_paid"].values()),
         "gc": status["gc"]["count"],
         "gc_pause_s": status["gc"]["pause_total_s"],
         "cpu_s": status["process"]["cpu_s"],
     }
     for kind in ("impression", "view", "click", "unfilled"):
-        counts[kind] = records["accepted"].get(kind, 0) + records["dropped"].get(kind, 0)
+        counts[kind] = (
+            records["accepted"].get(kind, 0) + records["dropped"].get(kind, 0) - records["dropped_late"].get(kind, 0)
+        )
     buckets = {name: dict(histogram.buckets_us()) for name, histogram in histograms.items()}
     return Sample(time.monotonic(), counts, buckets)
 

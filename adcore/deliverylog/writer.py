@@ -185,10 +185,14 @@ class LogWriter:
             "path": str(self.path),
             "waiting": len(queue) + sum(len(batch.lengths) for batch in self._taken),
             "waiting_bytes": queue.bytes,
+            "waiting_bytes_unpaid": queue.unpaid.bytes,
             "waiting_bytes_high": queue.bytes_high,
             "waiting_bytes_max": queue.bytes_max,
+            "waiting_bytes_unpaid_max": queue.unpaid.bytes_max,
             "accepted": dict(queue.accepted),
             "dropped": dict(queue.dropped),
+            "dropped_paid": dict(queue.dropped_paid),
+            "dropped_late": dict(queue.dropped_late),
             "written": dict(self.written),
             "written_bytes": self.bytes_written,
             "write_errors": self.write_errors,
@@ -348,9 +352,8 @@ class LogWriter:
         self._taken, self._data = [], b""
         count = sum(len(batch.lengths) for batch in rest)
         if count:
+            fate = "wait for the next start" if self.queue.is_kept else "are lost"
             self.queue.drop(rest)
-            keeper = self.queue.keeper
-            fate = "are lost" if keeper is None or not keeper.complete else "wait for the next start"
             log.error("%d records could not be written to %s and %s", count, self.path, fate)
 
 

@@ -165,6 +165,7 @@ def test_metrics_are_good_prometheus_text_and_agree_with_status(server: Adcore) 
     assert found["adcore_decisions_unfilled_total"]["unknown_placement",] >= 1
     assert found["adcore_table_campaigns"][()] == 2
     assert found["adcore_log_records_dropped_total"]["impression",] == 0
+    assert {*found["adcore_log_paid_records_dropped_total"]} == {("impression",), ("view",), ("click",)}
     assert found["adcore_request_duration_seconds_count"][()] > 0
     assert found["adcore_event_loop_lag_seconds_count"][()] > 0
     # Whatever visitors send, there are no more series than before.

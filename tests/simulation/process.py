@@ -16,7 +16,7 @@ from adcore.counters import Counters
 from adcore.delivery import Delivery
 from adcore.deliverylog.queue import RecordQueue
 from adcore.deliverylog.record import FORMS
-from adcore.deliverylog.spool import Spool, take_over
+from adcore.deliverylog.spool import Spools, take_over
 from adcore.deliverylog.writer import LogWriter, open_log
 from adcore.errors import SourceError
 from adcore.followed import Followed
@@ -164,6 +164,7 @@ class NoKeeper:
 
     def append(self, data: bytes) -> None: ...
     def release(self, size: int, rest: int) -> None: ...
+    def cut(self, rest: int) -> None: ...
 
 
 class Process:
@@ -188,14 +189,14 @@ class Process:
     async def start(self) -> None:
         """Raises StartError, or Killed."""
         site, world = self.site, self.world
-        self.spool = Spool(site.folder, RING_BYTES)
-        self.queue = RecordQueue(site.queue_bytes, site.form, self.spool)
+        self.spools = Spools(site.folder, RING_BYTES, RING_BYTES // 4)
+        self.queue = RecordQueue(site.queue_bytes, site.form, self.spools.paid, self.spools.unpaid)
         self.writer = LogWriter(
             self.queue,
             site.log_path,
             open=self._open,
             write=self._write,
-            before_batch=self.spool.note_log,
+            before_batch=self.spools.note_log,
             thread=self._log_thread,
         )
         self.writer.open()
@@ -258,12 +259,13 @@ class Process:
         self.dead = True
         if hasattr(self, "queue"):
             self.dropped = self.queue.dropped.total()
-            self.queue.keeper = NoKeeper()
-            fcntl.flock(self.spool._fd, fcntl.LOCK_UN)
-            self.spool._words.release()
-            self.spool._ring.release()
-            self.spool._map.close()
-            os.close(self.spool._fd)
+            for lane, spool in ((self.queue.paid, self.spools.paid), (self.queue.unpaid, self.spools.unpaid)):
+                lane.keeper = NoKeeper()
+                fcntl.flock(spool._fd, fcntl.LOCK_UN)
+                spool._words.release()
+                spool._ring.release()
+                spool._map.close()
+                os.close(spool._fd)
         for peer in self.peers:
             peer.gone = True
         self.world.soon(self._bury)
@@ -292,7 +294,7 @@ class Process:
         self._writing.result()
         self.dropped = self.queue.dropped.total()
         await asyncio.sleep(1)  # the thread closes the file
-        self.spool.close()
+        self.spools.close()
 
     def stop_threads(self) -> None:
         self._log_thread.stop()

@@ -155,9 +155,10 @@ class Scenario:
         """Send these requests at once, in any pieces; the links in their answers."""
         chance = self.world.chance
         self.sent.update(names)
-        placements = [chance.choice(("side", "side,foot", "none")) for _ in names]
+        placements = [chance.choice(("side", "side,foot", "top")) for _ in names]
         data = b"".join(
-            f"GET /v1/decision?placement={placement}&kv.n={name} HTTP/1.1\r\nHost: a\r\n\r\n".encode()
+            f"GET /v1/decision?placement={placement}&kv.n={name} HTTP/1.1\r\nHost: a\r\n"
+            f"User-Agent: {chance.choice(('x', 'x', 'Googlebot/2.1'))}\r\n\r\n".encode()
             for name, placement in zip(names, placements, strict=True)
         )
         peer.received = b""
@@ -174,7 +175,7 @@ class Scenario:
 
     def _check(self, name: str, placement: str, answer: Answer) -> list[str]:
         """Note what the answer promises; its links."""
-        wanted = 204 if placement == "none" else 200
+        wanted = 204 if placement == "top" else 200
         if answer.status != wanted:
             self.problems.append(f"{name} for {placement}: {answer}")
             return []

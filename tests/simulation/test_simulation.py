@@ -54,3 +54,12 @@ def test_what_does_not_fit_is_counted(tmp_path: Path) -> None:
     outcome = simulate(tmp_path / "1", SEED, faults, queue_bytes=1000)
     assert outcome.dropped > 0
     assert outcome.problems == []
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_what_gives_way_to_paid_records_is_counted(tmp_path: Path, seed: int) -> None:
+    # A process that is killed may have dropped what it never answered for.
+    faults = {at: fault for at, fault in many_faults(seed).items() if not fault.value.startswith("kill")}
+    outcome = simulate(tmp_path, seed, faults, queue_bytes=1000)
+    assert outcome.dropped > 0
+    assert outcome.problems == []

@@ -28,10 +28,12 @@ def status(**changes: Any) -> dict[str, Any]:
             "waiting_bytes_max": 1000,
             "accepted": {"impression": 900, "click": 5},
             "dropped": {},
+            "dropped_paid": {},
+            "dropped_late": {},
         },
         "rates": {
             "interval_s": 2.0,
-            "counted": {"log_dropped": 0},
+            "counted": {"log_dropped": 0, "log_dropped_paid": 0},
             "per_second": {
                 "requests": 1234.5,
                 "impression": 1000.0,

@@ -25,6 +25,10 @@ def check(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str]:
     return code, line
 
 
+def lost(records: int, *, paid: int) -> dict[str, Any]:
+    return {"counted": {"log_dropped": records, "log_dropped_paid": paid}}
+
+
 CASES: list[tuple[str, Any, list[str], int, str]] = [
     ("all is well", status(log={"waiting_bytes": 0}), [], 0, "OK - revision 7, 1234.5 requests/s |"),
     ("the queue at its threshold", status(), [], 0, "log_queue=50.0%;50;90;0"),
@@ -32,7 +36,16 @@ CASES: list[tuple[str, Any, list[str], int, str]] = [
     ("the queue is full", status(log={"waiting_bytes": 999}), [], 2, "log_queue=99.9%;50;90;0"),
     ("an old table", status(refresh={"age_s": 61}), [], 1, "table_age is 61s"),
     ("a very old table", status(refresh={"age_s": 601}), [], 2, "table_age=601s;60;600;0"),
-    ("records were lost", status(rates={"counted": {"log_dropped": 1}}), [], 2, "drops is 1 "),
+    ("records were lost", status(rates=lost(2, paid=1)), [], 2, "drops is 1 "),
+    ("only unpaid records were lost", status(rates=lost(2, paid=0)), [], 1, "WARNING - drops_unpaid is 2 "),
+    ("an earlier version's records were lost", status(rates={"counted": {"log_dropped": 1}}), [], 2, "drops is 1 "),
+    (
+        "records of workers were lost",
+        of_workers(status(rates=lost(2, paid=1)), status(rates={"counted": {"log_dropped": 3}})),
+        [],
+        2,
+        "drops=4;;0;0 drops_unpaid=1;0;;0",
+    ),
     ("bad rows", status(table={"rejected_count": 3}), [], 1, "bad_rows is 3 "),
     ("no table", status(table={"revision": None}, refresh={"age_s": None}), [], 2, "CRITICAL - no ad table yet"),
     (

@@ -10,7 +10,7 @@ from adcore.deliverylog.record import FORMS
 from tests.process import adctl, environment
 from tests.records import click
 
-RECORD = click()
+RECORD = click(ivt=True)
 
 
 @pytest.mark.parametrize("form", sorted(FORMS))

@@ -71,7 +71,8 @@ def test_a_server_without_a_table_or_requests() -> None:
         ({"refresh": {"age_s": 61}}, "61 s", "\x1b[33m"),
         ({"refresh": {"age_s": 601}}, "10 min", "\x1b[1;31m"),
         ({"log": {"waiting_bytes": 950}}, "95.0%", "\x1b[1;31m"),
-        ({"rates": {"counted": {"log_dropped": 4}}}, "4", "\x1b[1;31m"),
+        ({"rates": {"counted": {"log_dropped": 4, "log_dropped_paid": 4}}}, "4", "\x1b[1;31m"),
+        ({"rates": {"counted": {"log_dropped": 4, "log_dropped_paid": 0}}}, "4", "\x1b[33m"),
         ({"rates": {"lag_us": {"p50": 1, "p99": 2, "p99.9": 150_000}}}, "150.0 ms", "\x1b[1;31m"),
     ],
 )

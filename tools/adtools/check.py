@@ -43,7 +43,12 @@ VALUES = {
     ),
     "log_queue": Value(*("%", "50", "90", "how full the queue of records is"), lambda h: _percent(h.log_queue_share())),
     "drops": Value(
-        *("", "", "0", "records lost since the last check"), lambda h: h.total("rates", "counted", "log_dropped")
+        *("", "", "0", "impressions, views and clicks lost since the last check"),
+        lambda h: drops[0] if (drops := h.drops()) else None,
+    ),
+    "drops_unpaid": Value(
+        *("", "0", "", "records of unfilled slots and robots lost since the last check"),
+        lambda h: drops[1] if (drops := h.drops()) else None,
     ),
     "bad_rows": Value(
         *("", "0", "", "rows of the inventory that were left out"), lambda h: h.worst("table", "rejected_count")

@@ -97,7 +97,16 @@ class Host:
         totals = self.counts("log", "accepted")
         for kind, count in self.counts("log", "dropped").items():
             totals[kind] = totals.get(kind, 0) + count
+        for kind, count in self.counts("log", "dropped_late").items():
+            totals[kind] -= count
         return totals
+
+    def drops(self) -> tuple[int, int] | None:
+        """Records lost in the interval of the rates: impressions, views and clicks, and those that nobody pays for."""
+        counted = [counts for counts in self.each("rates", "counted") if "log_dropped" in counts]
+        # A worker of an earlier version does not tell them apart.
+        paid = sum(counts.get("log_dropped_paid", counts["log_dropped"]) for counts in counted)
+        return (paid, sum(counts["log_dropped"] for counts in counted) - paid) if counted else None
 
     def log_queue_share(self) -> float | None:
         """How full the fullest worker's queue is, from 0 to 1."""

@@ -114,7 +114,7 @@ GRAPHS = {
     "drops": Graph(
         "Records lost",
         "records / ${graph_period}",
-        "Dropped, as the log's queue was full. Each is revenue.",
+        "Dropped, as the log's queue was full. All but unfilled ones and robots' are revenue.",
         {kind: Field(label, _dropped(kind), "DERIVE", "AREASTACK") for kind, label in RECORDS.items()},
     ),
     "memory": Graph(

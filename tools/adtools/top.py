@@ -127,12 +127,13 @@ def _durations(host: Host) -> Table:
 def _health(host: Host) -> Table:
     table = _grid("health", "")
     age, queue = host.worst("refresh", "age_s"), host.log_queue_share()
-    dropped = host.total("rates", "counted", "log_dropped")
+    paid, unpaid = host.drops() or (None, None)
     revision = host.worst("table", "revision")
     table.add_row("table", "none yet" if revision is None else f"revision {revision:.0f}")
     table.add_row("table age", Text("-" if age is None else _duration(age), style=_style(age, TABLE_AGE_S)))
     table.add_row("log queue", Text("-" if queue is None else f"{queue:.1%}", style=_style(queue, LOG_QUEUE_SHARE)))
-    table.add_row("records lost", Text(_number(dropped), style="bold red" if dropped else ""))
+    table.add_row("records lost", Text(_number(paid), style="bold red" if paid else ""))
+    table.add_row("unpaid ones", Text(_number(unpaid), style="yellow" if unpaid else ""))
     table.add_row("connections", _number(host.total("connections", "open")))
     table.add_row("memory", f"{(host.total('process', 'rss_bytes') or 0) / 1e6:.0f} MB")
     return table
