@@ -101,8 +101,10 @@ class KeyValues:
         self._groups: dict[str, list[tuple[tuple[str, ...], int]]] = {}
         """By the rarest of the names: the other ones, and who targets them all."""
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._by_name
+    def __contains__(self, pair: tuple[str, str]) -> bool:
+        """Whether a campaign targets this value of this name."""
+        name, value = pair
+        return value in self._by_name.get(name, ())
 
     def __bool__(self) -> bool:
         return bool(self._by_name)
@@ -211,11 +213,7 @@ class TargetingIndex:
             return facts
         return facts._replace(
             keywords=tuple(word for word in facts.keywords if word in self.keywords),
-            key_values=tuple(
-                (name, value)
-                for name, value in facts.key_values
-                if name in self.key_values and value in self.key_values[name].by_value
-            ),
+            key_values=tuple(pair for pair in facts.key_values if pair in self.key_values),
         )
 
     def match(self, facts: Facts, moment: Moment, mask: int) -> tuple[int, Dropped]:
