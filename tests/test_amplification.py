@@ -42,7 +42,8 @@ def measure(process: Process, body: bytes, **headers: str) -> Measured:
     response = process.post(body, **headers)
     record_bytes = process.queue.bytes
     process.queue.release(sum(len(batch.data) for batch in process.queue.take(1 << 30)))
-    size = len(body) + sum(len(name) + len(value) + 4 for name, value in headers.items())
+    head = f"POST /v1/decision HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n\r\n"
+    size = len(head) + len(body) + sum(len(name) + len(value) + 4 for name, value in headers.items())
     return Measured(size, record_bytes, len(response.head) + len(response.body))
 
 

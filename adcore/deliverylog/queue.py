@@ -2,8 +2,8 @@
 
 A paid record is an impression, view or click of a visitor. Unpaid ones are those of unfilled slots and of robots, and
 a visitor can cause any number of them. So they wait in a second lane, which is bounded to half of the queue, and they
-give way: when a paid record does not fit, the newest unpaid ones are dropped. The log has both in the order in which
-they came.
+give way, as in rsyslog above its queue.discardMark: when a paid record does not fit, the newest unpaid ones are
+dropped. The log has both in the order in which they came.
 """
 
 from collections import Counter, deque
