@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _make_state_dir(path: Path) -> None:
     """Ads may be put in before the server's first start; for its user alone, as the server makes it."""
     try:
-        make_folder(path)
+        make_folder(path, 0o700)
     except OSError as error:
         raise AdcoreError(f"cannot create the state directory {path}: {error.strerror}; see --source") from error
 

@@ -126,7 +126,7 @@ def _set_up(args: argparse.Namespace) -> None:
     from adtools.admin.project import Options, set_up
 
     config = load_config()
-    make_folder(config.state_dir)
+    make_folder(config.state_dir, 0o700)
     args.source = args.source or config.source
     args.unix_group = args.unix_group or config.unix_group
     args.url = _checked_url(args.url or f"http://127.0.0.1:{args.port or DEFAULT_PORT}")
