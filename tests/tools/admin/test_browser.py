@@ -109,7 +109,8 @@ def test_an_ad_is_booked_seen_explained_and_paused(
     creative.get_by_label("Format:").select_option("html")
     creative.get_by_label("Size:").select_option("300x250")
     creative.get_by_label("HTML:").fill("<h1 id=x>Half price</h1><script>x.textContent += ' today'</script>")
-    preview = creative.frame_locator("iframe")
+    # The sandboxed frame within the document that servers send.
+    preview = creative.frame_locator("iframe").frame_locator("iframe")
     expect(preview.get_by_role("heading", name="Half price today")).to_be_visible()
     frame = creative.locator("iframe").bounding_box()
     assert frame is not None
