@@ -136,7 +136,7 @@ def ask_host(control: str, poller: str, **arguments: str) -> Host:
 def _status(control: str, target: str) -> Mapping[str, Any]:
     code, status = get(control, target)
     if code != 200 or not isinstance(status, dict) or not ("workers" in status or "process" in status):
-        if isinstance(status, dict) and "error" in status:
+        if code in (403, 421) and isinstance(status, dict) and "error" in status:  # it takes us for a web page
             raise ControlError(f"{control} answers {code}: {status['error']}")
         raise ControlError(f"{control} answers {code}, and no status; is it the --control address of a server?")
     return status

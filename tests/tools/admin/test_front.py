@@ -232,3 +232,15 @@ def test_it_ends_with_term_and_leaves_no_socket(tmp_path: Path) -> None:
         wait_for(lambda: admin.process.poll() is not None)
         assert admin.process.returncode == 0
     assert not socket.exists()
+
+
+def test_a_name_that_an_attacker_points_at_the_admin_is_refused(tmp_path: Path) -> None:
+    """DNS rebinding: without TLS the page of another name could otherwise read along in an editor's browser."""
+    state = tmp_path / "state"
+    make_store(state)
+    address = free_address()
+    with Admin(state, "--port", address.rpartition(":")[2], address=address):
+        assert ask(address, "/login/").status == 200
+        for host in ("attacker.example", "127.0.0.1.attacker.example", "localhost.attacker.example", "admin"):
+            for target in ("/login/", "/", "/creatives/x.png"):
+                assert ask(address, target, "GET", None, Host=host).status in (400, 404), (host, target)
