@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from adcore.core.inventory import Creative, Placement
+from adcore.core.inventory import Creative, Placement, web_url
 
 Headers = tuple[tuple[str, str], ...]
 
@@ -234,7 +234,7 @@ def _words(creative: Creative) -> tuple[str, str]:
     inner = ""
     if title:
         inner += f"<strong>{escape(title)}</strong>"
-    if image_url.lower().startswith(("http://", "https://")):
+    if web_url(image_url):
         inner += f'<img src="{escape(image_url)}" alt="">'
     if text:
         inner += f"<span>{escape(text)}</span>"

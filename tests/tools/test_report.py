@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+import sqlite3
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
@@ -115,6 +116,28 @@ def test_from_and_to_are_whole_days(url: str) -> None:
         (["--from", "2028-01-01"], []),
     ):
         assert json.loads(report(url, "--by", "day", "--format", "json", *args)) == days
+
+
+def test_no_cell_of_a_csv_is_a_formula_and_no_id_is_markup(tmp_path: Path) -> None:
+    starts = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d")
+    hostile = [f'{start}HYPERLINK("https://evil.example.net")<script>alert(1)</script>' for start in starts]
+    path = tmp_path / "ads.db"
+    with closing(open_store(f"sqlite://{path}")) as store:
+        store.migrate()
+    with closing(sqlite3.connect(path)) as database:
+        for text in hostile:
+            row = (1_800_000_000, text, text, text, "other", "JP", -1, 0, 0, 0)
+            database.execute(f"INSERT INTO results VALUES ({', '.join('?' * len(row))})", row)
+        database.commit()
+    args = (f"sqlite://{path}", "--by", "campaign,placement,creative", "--format")
+    printed = [[*line.values()] for line in csv.DictReader(io.StringIO(report(*args, "csv"), newline=""))]
+    # Line ends are read as one sort of them by the test, on the way from the command.
+    marked = sorted(f"'{text}".replace("\r", "\n") for text in hostile)
+    assert sorted(cells[0].replace("\r", "\n") for cells in printed) == marked
+    for cells in printed:
+        assert cells[0] == cells[1] == cells[2]
+        assert cells[3] == "-1"
+    assert "<script>" not in report(*args, "html")
 
 
 def test_csv_and_table_say_the_same(url: str) -> None:

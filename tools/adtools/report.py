@@ -44,6 +44,8 @@ Exit status: 0 done, 1 the store failed or --check found a difference, 2 usage.
 """
 
 KEYS = ("campaign", "placement", "creative", "day", "hour")
+# Starts a formula in a spreadsheet, in half or full width, or is skipped before one (OWASP, CSV injection).
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 # Of the keys, those that requests which got nothing have too.
 UNFILLED_KEYS = frozenset({"placement", "day", "hour"})
 Z_95 = NormalDist().inv_cdf(0.975)
@@ -221,8 +223,13 @@ def print_csv(report: Report) -> None:
     text = io.StringIO()
     writer = csv.DictWriter(text, [*report.keys, *report.numbers], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(report.rows)
+    writer.writerows({name: csv_cell(value) for name, value in row.items()} for row in report.rows)
     print(text.getvalue(), end="")
+
+
+def csv_cell(value: object) -> object:
+    """Marks text that a spreadsheet would take for a formula as text, with an apostrophe. No valid id starts so."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
 
 
 def print_table(report: Report) -> None:
