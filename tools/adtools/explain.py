@@ -9,7 +9,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -141,11 +141,18 @@ def look_back(args: argparse.Namespace, pairs: list[tuple[str, str]]) -> list[di
     return [explain_answer(record, Tables(args.archive or load_config().archive_dir))]
 
 
-def find_answer(names: Iterable[str], impression_id: str) -> Answer | None:
-    """The answer of this id in delivery logs; None when it is not there. Raises OSError."""
+def find_answer(
+    names: Iterable[str], impression_id: str, keep_time: Callable[[], None] = lambda: None
+) -> Answer | None:
+    """The answer of this id in delivery logs; None when it is not there. Raises OSError, and what `keep_time` raises.
+
+    `keep_time` is called every some thousand records.
+    """
     for name in names:
         with closing(open_with_progress(name)) as file:
-            for item in read_records(file):
+            for number, item in enumerate(read_records(file)):
+                if number % 4096 == 0:
+                    keep_time()
                 if isinstance(item, Answer) and item.id == impression_id:
                     return item
     return None

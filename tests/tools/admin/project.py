@@ -54,7 +54,7 @@ def use_store(source: str, document: dict[str, Any], folder: Path, **options: An
     store = open_store(source)
     store.apply(lambda _: parse_inventory(document))
     store.close()
-    _connect(source)
+    connect(source)
     for model in (LogEntry, User, AccessAttempt):
         model.objects.all().delete()
     images = Directory(folder / "creatives", f"{URL}/creatives")
@@ -84,11 +84,11 @@ def _migrate(source: str) -> None:
     store = open_store(source)
     store.migrate()
     store.close()
-    _connect(source)
+    connect(source)
     migrate()
 
 
-def _connect(source: str) -> None:
+def connect(source: str) -> None:
     close()
     connections.settings["default"] = connections.configure_settings({"default": database(source)})["default"]
 

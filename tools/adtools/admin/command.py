@@ -42,6 +42,8 @@ The store, the time zone, the control listener, the log and its tables are those
 THREADS = 4
 # An image of 4 MiB and a form around it.
 REQUEST_BYTES_MAX = 24 << 20
+# As nginx takes them: four buffers of 8 KiB.
+HEADER_BYTES_MAX = 32 << 10
 DEFAULT_PORT = 8081
 BACKLOG = 64
 # Of the socket: only nginx can connect there, so that what it says of visitors is true.
@@ -209,7 +211,9 @@ def _serve(args: argparse.Namespace) -> int:
     import waitress.server
     from django.core.wsgi import get_wsgi_application
 
+    from adtools.admin.guard import guarded
     from adtools.admin.users import somebody_can_log_in
+    from adtools.admin.watchdog import Watchdog
 
     listener = _open_socket(args)
     where: dict[str, Any] = {"listen": f"127.0.0.1:{args.port or DEFAULT_PORT}"}
@@ -219,12 +223,15 @@ def _serve(args: argparse.Namespace) -> int:
             "trusted_proxy": "*",
             "trusted_proxy_headers": {"x-forwarded-for", "x-forwarded-proto"},
         }
+    notifier = Notifier()
+    watchdog = Watchdog(notifier, f"serving {args.url}")
     try:
         server = waitress.server.create_server(
-            get_wsgi_application(),
+            guarded(get_wsgi_application(), watchdog),
             **where,
             threads=THREADS,
             max_request_body_size=REQUEST_BYTES_MAX,
+            max_request_header_size=HEADER_BYTES_MAX,
             clear_untrusted_proxy_headers=True,
             ident=None,
         )
@@ -234,7 +241,8 @@ def _serve(args: argparse.Namespace) -> int:
     print(f"adctl admin: open {args.url}/", file=sys.stderr)
     if not somebody_can_log_in():
         print("adctl admin: nobody can log in yet: adctl admin createuser NAME", file=sys.stderr)
-    Notifier().ready(f"serving {args.url}")
+    notifier.ready(f"serving {args.url}")
+    watchdog.start()
     server.run()
     if listener is not None:
         listener.close()

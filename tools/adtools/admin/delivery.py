@@ -144,18 +144,18 @@ def progress(campaign: Campaign, today: date) -> list[Progress]:
         if starts is not None and ends is not None and starts < ends:
             elapsed = (datetime.now(zone) - starts) / (ends - starts)
             expected = round(goal * min(1.0, max(0.0, elapsed)))
-            chart = _goal_chart(starts.astimezone(zone).date(), ends.astimezone(zone).date(), today, goal, counts)
+            chart = _goal_chart(starts.date(), ends.date(), today, goal, counts)
         found.append(Progress(unit, goal, sum(counts.values()), expected, chart))
     return found
 
 
-def moment(text: str | None) -> datetime | None:
-    """A stored date and time; None for one that other hands wrote wrongly."""
+def moment(text: object) -> datetime | None:
+    """A stored date and time by the site's clocks; None for what is none, or beyond the year 9999."""
     try:
-        found = datetime.fromisoformat(text or "")
-    except ValueError:
+        found = datetime.fromisoformat(text if isinstance(text, str) else "")
+        return found.astimezone(settings.ADCORE.time_zone) if found.tzinfo else None
+    except (ValueError, OverflowError):
         return None
-    return found if found.tzinfo else None
 
 
 def _goal_chart(first: date, last: date, today: date, goal: int, counts: dict[str, int]) -> Chart:

@@ -81,7 +81,7 @@ def creative_document(fields: Fields) -> dict[str, Any]:
     return {
         **{name: fields[name] for name in ("id", "format", "alt")},
         **{name: fields[name] or None for name in ("image_url", "html", "landing_url")},
-        "placement_size": _size(fields["size"]),
+        "placement_size": size_of(fields["size"]) or fields["size"] or None,
         "weight": _number(fields["weight"]),
         "data": _data(fields),
     }
@@ -121,7 +121,10 @@ def _frequency_cap(fields: Fields) -> dict[str, Any] | None:
     impressions, period = _number(fields["frequency_cap_impressions"]), _number(fields["frequency_cap_period"])
     if impressions is None and period is None:
         return None
-    seconds = period * int(fields["frequency_cap_unit"]) if isinstance(period, int) else period
+    unit = next((unit for unit in UNITS_S if str(unit) == fields["frequency_cap_unit"]), None)
+    seconds = (
+        period * unit if isinstance(period, int) and unit is not None else (fields["frequency_cap_period"] or None)
+    )
     given = {"impressions": impressions, "seconds": seconds}
     return {name: value for name, value in given.items() if value is not None}
 
@@ -142,9 +145,10 @@ def _key_values(text: str) -> Any:
     return found
 
 
-def _size(text: str) -> Any:
-    found = re.fullmatch(r"(\d{1,6})x(\d{1,6})", text)
-    return [int(found[1]), int(found[2])] if found else (text or None)
+def size_of(text: str) -> list[int] | None:
+    """`300x250` as width and height; None for what is not of this form."""
+    found = re.fullmatch(r"([0-9]{1,6})x([0-9]{1,6})", text)
+    return [int(found[1]), int(found[2])] if found else None
 
 
 def _data(fields: Fields) -> Any:
@@ -212,6 +216,11 @@ def _object(value: object) -> Mapping[str, Any]:
 
 def _list(value: object) -> list[Any]:
     return value if isinstance(value, list) else []
+
+
+def listed(value: object) -> str:
+    """A list as a person reads it; what is none, as it is."""
+    return ", ".join(map(_text, value)) if isinstance(value, list) else _text(value)
 
 
 def _text(value: object) -> str:

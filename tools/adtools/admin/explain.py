@@ -22,6 +22,8 @@ from adcore.core.inventory import DEVICES, OPERATING_SYSTEMS, Priority
 from adcore.deliverylog.record import Answer
 from adcore.errors import AdcoreError
 from adcore.sources import sqlstore
+from adtools.admin import deadline
+from adtools.admin.deadline import OutOfTime
 from adtools.admin.forms import Moment, One, Words, named
 from adtools.admin.models import Campaign, Placement
 from adtools.control import ControlError
@@ -195,7 +197,7 @@ def logged_answer(logs: Sequence[Path], impression_id: str) -> Answer:
         raise AdcoreError(f"There is no log {names}: see --log.")
     for path in files:
         try:
-            record = find_answer([str(path)], impression_id)
+            record = find_answer([str(path)], impression_id, _keep_time)
         except FileNotFoundError:
             # Rotated away just now.
             continue
@@ -204,6 +206,16 @@ def logged_answer(logs: Sequence[Path], impression_id: str) -> Answer:
         if record is not None:
             return record
     raise AdcoreError(f"No impression and no unfilled record of {names} has the id {impression_id}.")
+
+
+def _keep_time() -> None:
+    """Raises AdcoreError when the request has had its time."""
+    try:
+        deadline.remaining_s(0)
+    except OutOfTime:
+        raise AdcoreError(
+            "The logs are too large to be read while a page waits: adctl explain --log FILE id=ID takes its time."
+        ) from None
 
 
 def described_by(record: Answer) -> dict[str, str]:

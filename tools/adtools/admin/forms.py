@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from hashlib import sha256
-from typing import Any, cast, get_args
+from typing import Any, NamedTuple, cast, get_args
 
 from django import forms
 from django.conf import settings
+from django.core.exceptions import ValidationError
+from django.core.validators import MaxLengthValidator
+from django.db.models import Max
 from django.forms.models import BaseInlineFormSet
 
 from adcore.core.inventory import DEVICES, FORMATS, OPERATING_SYSTEMS, Inventory, Priority, to_document
 from adtools.admin import documents
-from adtools.admin.images import ImageError, decode_image
+from adtools.admin.decoder import decode_apart
+from adtools.admin.images import EncodedImage, ImageError
 from adtools.admin.imagestore import ImageStoreError
 from adtools.admin.models import Advertiser, Campaign, Creative, Placement
 
@@ -26,6 +31,13 @@ NEW_CAMPAIGN = {
     "pacing": "asap",
     "frequency_cap_unit": "86400",
 }
+# The longest is the HTML of a creative; beyond this nothing is even looked at.
+FIELD_CHARS_MAX = 300_000
+# Of a value of a list of choices, and of how many of them are chosen.
+CHOICE_CHARS_MAX = 200
+CHOSEN_MAX = 5000
+# Of one form. Each is some twenty fields, and a page of this many takes a browser seconds.
+CREATIVES_MAX = 1000
 NEW_CREATIVE = {"format": "image", "weight": "1"}
 WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 _NAMES = {"ios": "iOS", "macos": "macOS", "chromeos": "ChromeOS", "tv": "TV", "html": "HTML"}
@@ -42,7 +54,14 @@ class Words(forms.CharField):
     def __init__(self, label: str, help_text: str = "", *, lines: int = 1, **attributes: str) -> None:
         attrs = {**_FREE_OF_TYPE, **attributes}
         widget = forms.TextInput(attrs) if lines == 1 else forms.Textarea({"rows": lines, "cols": 60, **attrs})
-        super().__init__(label=label, help_text=help_text, required=False, strip=lines == 1, widget=widget)
+        super().__init__(
+            label=label,
+            help_text=help_text,
+            required=False,
+            strip=lines == 1,
+            widget=widget,
+            validators=[MaxLengthValidator(FIELD_CHARS_MAX)],
+        )
 
 
 class Number(Words):
@@ -65,7 +84,13 @@ class One(forms.CharField):
     """One of a few values."""
 
     def __init__(self, label: str, choices: Choices, help_text: str = "") -> None:
-        super().__init__(label=label, help_text=help_text, required=False, widget=forms.Select(choices=list(choices)))
+        super().__init__(
+            label=label,
+            help_text=help_text,
+            required=False,
+            widget=forms.Select(choices=list(choices)),
+            validators=[MaxLengthValidator(CHOICE_CHARS_MAX)],
+        )
 
     def offer(self, value: str) -> None:
         """Have this value among the choices, whatever else is: saving must not change what nobody touched."""
@@ -83,7 +108,10 @@ class Some(forms.Field):
         )
 
     def to_python(self, value: list[str] | None) -> list[str]:
-        return list(value or ())
+        chosen = list(value or ())
+        if len(chosen) > CHOSEN_MAX or any(len(item) > CHOICE_CHARS_MAX for item in chosen):
+            raise ValidationError(f"At most {CHOSEN_MAX} are chosen, each of {CHOICE_CHARS_MAX} characters.")
+        return chosen
 
     def offer(self, values: Iterable[str]) -> None:
         """Have these among the choices: one that went away must not turn "only there" into "anywhere"."""
@@ -93,12 +121,48 @@ class Some(forms.Field):
         self.widget.choices = [*self.widget.choices, *gone]
 
 
-def _size_choices() -> list[tuple[str, str]]:
+def size_choices() -> list[tuple[str, str]]:
     """`728x90` and what is of that size, for each size of a placement."""
     of_size: dict[str, list[str]] = {}
     for placement in Placement.objects.all():
         of_size.setdefault(f"{placement.width}x{placement.height}", []).append(placement.id)
     return [(size, f"{size.replace('x', ' × ')}: {', '.join(ids)}") for size, ids in of_size.items()]
+
+
+def uploaded_image(upload: Any, size: str) -> EncodedImage:
+    """The image of an upload, for a creative of this size as its field has it. Raises ImageError, and OutOfTime."""
+    wanted = documents.size_of(size)
+    largest = Placement.objects.aggregate(width=Max("width"), height=Max("height"))
+    if wanted is None or largest["width"] is None:
+        raise ImageError("Choose the creative's size before its image")
+    return decode_apart(upload, (wanted[0], wanted[1]), (largest["width"], largest["height"]))
+
+
+class KeptImage(NamedTuple):
+    """Where an uploaded image is, or why it is nowhere."""
+
+    url: str
+    refusal: str
+
+
+def keep_upload(upload: Any, size: str) -> KeptImage:
+    """Decode an upload and keep its image. Raises OutOfTime."""
+    try:
+        return KeptImage(settings.ADCORE.images.put(uploaded_image(upload, size)), "")
+    except (ImageError, ImageStoreError) as error:
+        return KeptImage("", str(error))
+
+
+def keep_uploads(files: Mapping[str, Any], fields: Mapping[str, Any]) -> None:
+    """Keep the images of a campaign's form, before its transaction: others wait for that to end."""
+    for name, upload in files.items():
+        if found := re.fullmatch(r"(creatives-[0-9]{1,4}-)upload", name):
+            upload.kept = keep_upload(upload, str(fields.get(f"{found[1]}size", "")))
+
+
+def is_whole(form: forms.BaseForm) -> bool:
+    """Whether every field holds what its kind can hold: what does not is refused before anything is read from it."""
+    return all(name in form.cleaned_data for name in form.fields)
 
 
 class PlacementForm(forms.ModelForm):
@@ -121,6 +185,8 @@ class PlacementForm(forms.ModelForm):
 
     def clean(self) -> dict[str, Any]:
         super().clean()  # has ids that are taken refused
+        if not is_whole(self):
+            return self.cleaned_data
         fields = {"id": self.instance.pk, **self.cleaned_data}
         placement, faults = documents.check_placement(documents.placement_document(fields))
         for fault in faults:
@@ -163,13 +229,13 @@ class CreativeForm(forms.ModelForm):
             *("upload", "image_url", "alt", "title", "text", "html", "data"),
         )
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, sizes: Choices = (), **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.values: dict[str, Any] = {}
-        """What was written, of fields with an error too."""
+        self.values: dict[str, Any] | None = None
+        """What was written, of fields with an error too; None when a field can't be read at all."""
         size = self.fields["size"]
         assert isinstance(size, One)
-        size.widget.choices = _size_choices()
+        size.widget.choices = list(sizes)
         if self.instance.pk:
             self.initial.update(documents.creative_fields(self.instance.document()))
             self.fields["id"].widget.attrs["readonly"] = True
@@ -179,21 +245,22 @@ class CreativeForm(forms.ModelForm):
 
     def clean(self) -> dict[str, Any]:
         super().clean()  # has ids that are taken refused
-        upload = self.cleaned_data.get("upload")
+        upload, whole = self.cleaned_data.get("upload"), is_whole(self)
         if upload is not None:
             self._take_image(upload)
-        self.values = dict(self.cleaned_data)
+        if whole:
+            self.values = dict(self.cleaned_data)
         return self.cleaned_data
 
     def _take_image(self, upload: Any) -> None:
-        size = self.cleaned_data["size"].split("x")
-        try:
-            image = decode_image(upload, (int(size[0]), int(size[1])))
-            self.cleaned_data["image_url"] = settings.ADCORE.images.put(image)
-        except (ImageError, ImageStoreError) as error:
-            self.add_error("upload", f"{error}.")
+        kept = getattr(upload, "kept", None) or keep_upload(upload, self.cleaned_data.get("size", ""))
+        if kept.refusal:
+            self.add_error("upload", f"{kept.refusal}.")
+        else:
+            self.cleaned_data["image_url"] = kept.url
 
     def document(self) -> dict[str, Any]:
+        assert self.values is not None
         return documents.creative_document(self.values)
 
 
@@ -202,6 +269,28 @@ class CreativeFormSet(BaseInlineFormSet):
         super().__init__(*args, **kwargs)
         # A campaign and its creatives are checked as one document, by the campaign's form, which has the same instance.
         self.instance.creative_formset = self
+        self._sizes: list[tuple[str, str]] | None = None
+
+    def get_form_kwargs(self, index: int | None) -> dict[str, Any]:
+        if self._sizes is None:
+            self._sizes = size_choices()
+        return {**super().get_form_kwargs(index), "sizes": self._sizes}
+
+    def total_form_count(self) -> int:
+        """As many as the form says, and as have a field in it: nothing is made of a number alone."""
+        count: int = super().total_form_count()
+        if not self.is_bound:
+            return count
+        sent = {name.split("-")[1] for name in self.data if name.startswith(f"{self.prefix}-") and name.count("-") > 1}
+        return max(0, min(count, len(sent)))
+
+    def initial_form_count(self) -> int:
+        return max(0, min(super().initial_form_count(), CREATIVES_MAX))
+
+    def is_complete(self) -> bool:
+        """Whether every stored creative of the campaign is among the forms, once."""
+        stored = sorted(self.get_queryset().values_list("pk", flat=True))
+        return stored == sorted(form.instance.pk for form in self.forms if not form.instance._state.adding)
 
     def clean(self) -> None:
         """Ids that stand twice are found by the campaign's check."""
@@ -279,8 +368,12 @@ class CampaignForm(forms.ModelForm):
         formset: CreativeFormSet = self.instance.creative_formset
         formset.is_valid()
         forms_of_creatives = formset.kept_forms()
-        if self.before is not None and self.cleaned_data["seen"] != digest(self.before):
+        if self.before is not None and self.cleaned_data.get("seen") != digest(self.before):
             self.add_error(None, "Somebody else changed this campaign after you opened it. Open it again to see how.")
+        elif not formset.is_complete():
+            self.add_error(None, "The form did not come whole: creatives are missing in it. Open it again.")
+        if not is_whole(self) or any(form.values is None for form in forms_of_creatives):
+            return self.cleaned_data
         campaign, faults = documents.check_campaign(
             [placement.document() for placement in Placement.objects.all()],
             self._document([form.document() for form in forms_of_creatives]),

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from django.conf import settings
 from django.db import models
 
+from adcore.core.inventory import web_url
 from adcore.sources import sqlstore
 from adtools.admin import documents
 
@@ -23,7 +24,8 @@ class Stored(models.Model):
 
     def row(self) -> dict[str, Any]:
         """The columns by name, as the stores of adcore read them."""
-        return {str(field.column): getattr(self, field.attname) for field in self._meta.concrete_fields}
+        fields = self._meta.concrete_fields
+        return {str(field.column): sqlstore.as_text(getattr(self, field.attname)) for field in fields}
 
     def shown_fields(self) -> dict[str, Any]:
         """What a form has of it, for those who may only look."""
@@ -145,6 +147,11 @@ class Creative(Stored):
     def shown_fields(self) -> dict[str, Any]:
         return documents.creative_fields(self.document())
 
+    @property
+    def landing_link(self) -> str:
+        """The landing URL if it is one: other hands may have written anything."""
+        return web_url(self.landing_url)
+
 
 class Revision(models.Model):
     """One row; triggers raise `revision` with every change of the inventory."""
@@ -201,4 +208,17 @@ class Delivered(models.Model):
     class Meta:
         managed = False
         db_table = "delivered"
+        default_permissions = ()
+
+
+class Access(models.Model):
+    """What a person's links and sessions hang on; see people.py. Without a row: no link, and the first generation."""
+
+    user = models.OneToOneField("auth.User", models.CASCADE, primary_key=True, related_name="+")
+    link = models.CharField(max_length=32, default="")
+    """Drawn for the newest one-time link; empty once it was used, or taken back."""
+    generation = models.PositiveIntegerField(default=0)
+    """Sessions of an earlier one have ended."""
+
+    class Meta:
         default_permissions = ()

@@ -20,8 +20,8 @@ from adcore.core.inventory import Creative as CheckedCreative
 from adcore.core.inventory import Placement as CheckedPlacement
 from adcore.render import CompiledDecision
 from adtools.admin import documents
-from adtools.admin.forms import CreativeForm
-from adtools.admin.images import ImageError, decode_image
+from adtools.admin.forms import CreativeForm, uploaded_image
+from adtools.admin.images import ImageError
 from adtools.admin.models import Creative
 from adtools.admin.security import HEADER
 
@@ -45,8 +45,8 @@ def preview_view(request: HttpRequest) -> HttpResponse:
     upload, picture = request.FILES.get("upload"), ""
     if upload is not None:
         try:
-            image = decode_image(upload, tuple(document["placement_size"]))
-        except (ImageError, TypeError) as error:
+            image = uploaded_image(upload, fields["size"])
+        except ImageError as error:
             return _refuse(request, [str(error)])
         document["image_url"] = "https://preview.invalid/upload"
         picture = f"data:{image.content_type};base64,{b64encode(image.content).decode()}"

@@ -11,15 +11,13 @@ from zoneinfo import ZoneInfo
 
 from adcore.sources import sqlite_path
 from adcore.sources.mysql import parse_url
+from adtools.admin import statements
 from adtools.admin.imagestore import ImageStore
 
 # A working day; closing the browser ends a session, too.
 SESSION_SECONDS = 12 * 3600
 # Within which a one-time link has to be opened.
 LINK_SECONDS = 24 * 3600
-# A person who mistypes has five tries and then a pause; a program has twenty an hour.
-LOGIN_FAILURES_MAX = 5
-LOGIN_PAUSE_MINUTES = 15
 # Another process's write, as in adcore.sources.sqlite.
 BUSY_TIMEOUT_S = 10
 
@@ -82,11 +80,16 @@ def django_settings(options: Options) -> dict[str, Any]:
             "django.middleware.security.SecurityMiddleware",
             "whitenoise.middleware.WhiteNoiseMiddleware",
             "adtools.admin.security.content_security_policy",
+            "adtools.admin.security.Failures",
             "django.contrib.sessions.middleware.SessionMiddleware",
             "django.middleware.common.CommonMiddleware",
             "django.middleware.csrf.CsrfViewMiddleware",
             "django.contrib.auth.middleware.AuthenticationMiddleware",
             "django.contrib.messages.middleware.MessageMiddleware",
+            "adtools.admin.security.standing_session",
+            # Before any view or middleware reads the form.
+            "adtools.admin.security.bounded_form",
+            "adtools.admin.logins.known_browser",
             "django.middleware.clickjacking.XFrameOptionsMiddleware",
             "axes.middleware.AxesMiddleware",
         ],
@@ -110,8 +113,9 @@ def django_settings(options: Options) -> dict[str, Any]:
         "TIME_ZONE": options.time_zone.key,
         "USE_TZ": True,
         "USE_I18N": False,
-        # A campaign of some hundreds of creatives is one form, and each may have 256 KiB of HTML.
+        # A campaign of some hundreds of creatives is one form; each may have 256 KiB of HTML and an image.
         "DATA_UPLOAD_MAX_NUMBER_FIELDS": 20_000,
+        "DATA_UPLOAD_MAX_NUMBER_FILES": 100,
         "DATA_UPLOAD_MAX_MEMORY_SIZE": 16 << 20,
         # Who may come in.
         "AUTHENTICATION_BACKENDS": [
@@ -129,15 +133,10 @@ def django_settings(options: Options) -> dict[str, Any]:
         ],
         "LOGIN_URL": "admin:login",
         "PASSWORD_RESET_TIMEOUT": LINK_SECONDS,
-        "AXES_FAILURE_LIMIT": LOGIN_FAILURES_MAX,
-        "AXES_COOLOFF_TIME": LOGIN_PAUSE_MINUTES / 60,
-        # Whoever guesses locks out themselves, and not the person whose name they use.
+        "AXES_HANDLER": "adtools.admin.logins.LoginLimits",
+        "AXES_LOCKOUT_CALLABLE": "adtools.admin.logins.locked_out",
         "AXES_LOCKOUT_PARAMETERS": [["username", "ip_address"]],
         "AXES_CLIENT_IP_CALLABLE": "adtools.admin.security.client_address",
-        "AXES_RESET_ON_SUCCESS": True,
-        "AXES_LOCKOUT_TEMPLATE": "adtools/locked.html",
-        # The log has the address; a name may be a password that was typed into the wrong field.
-        "AXES_SENSITIVE_PARAMETERS": ["username"],
         "AXES_ENABLE_ADMIN": False,
         "AXES_DISABLE_ACCESS_LOG": True,
         "AXES_VERBOSE": False,
@@ -152,6 +151,7 @@ def django_settings(options: Options) -> dict[str, Any]:
         "CSRF_COOKIE_SECURE": secure,
         "CSRF_COOKIE_HTTPONLY": True,
         "CSRF_COOKIE_SAMESITE": "Strict",
+        "ADCORE_BROWSER_COOKIE": f"{prefix}adcore_browser",
         "SECURE_PROXY_SSL_HEADER": None,  # the WSGI server says which scheme it was, and whom it believes
         "SECURE_HSTS_SECONDS": 365 * 86_400 if secure else 0,
         "SECURE_CONTENT_TYPE_NOSNIFF": True,
@@ -197,7 +197,7 @@ def database(source: str) -> dict[str, Any]:
             # TLS, and what the server may ask for: as the servers have it.
             **{name: value for name, value in arguments.items() if name not in names},
             "charset": "utf8mb4",
-            "init_command": "SET sql_mode = 'STRICT_TRANS_TABLES'",
+            "init_command": statements.mysql_session(),
             "isolation_level": "repeatable read",
             "connect_timeout": 3,
             "read_timeout": 30,
@@ -215,6 +215,7 @@ def migrate() -> None:
         # Django's tables take the database's character set, which may have no room for what people write.
         with connection.cursor() as cursor:
             name = connection.ops.quote_name(connection.settings_dict["NAME"])
+            cursor.execute(statements.mysql_session(0))  # a large table takes its time
             cursor.execute(f"ALTER DATABASE {name} CHARACTER SET utf8mb4")
     call_command("migrate", verbosity=0, interactive=False)
 

@@ -20,13 +20,24 @@ from django.http import FileResponse, Http404, HttpRequest, HttpResponse
 from django.shortcuts import redirect
 from django.urls import URLPattern, URLResolver, path, re_path, reverse
 from django.utils.html import format_html
+from django.utils.http import urlencode
 from django.utils.safestring import SafeString
 
 from adtools.admin import documents
 from adtools.admin.delivery import delivery_view, moment
 from adtools.admin.explain import explain_view
-from adtools.admin.forms import CampaignForm, CreativeForm, CreativeFormSet, PlacementForm, advertisers
+from adtools.admin.forms import (
+    CREATIVES_MAX,
+    CampaignForm,
+    CreativeForm,
+    CreativeFormSet,
+    PlacementForm,
+    advertisers,
+    keep_uploads,
+)
 from adtools.admin.imagestore import CACHE_CONTROL, NAME
+from adtools.admin.lists import MOMENT, NUMBER, TEXT, BoundedAdmin
+from adtools.admin.logins import count_try, locked_out, note_failure, note_success
 from adtools.admin.models import Advertiser, Campaign, Creative, Delivered, Placement, Revision, Stored
 from adtools.admin.preview import preview_view
 
@@ -50,6 +61,20 @@ class Site(admin.AdminSite):
 
     def index(self, request: HttpRequest, extra_context: Any = None) -> Any:
         return redirect("admin:adcore_campaign_changelist")
+
+    def password_change(self, request: HttpRequest, extra_context: Any = None) -> Any:
+        """The old password is tried as at the login, and no more often: a session may be a stolen one."""
+        name = request.user.get_username()
+        if request.method == "POST" and not count_try(request, name):
+            return locked_out(request)
+        response = super().password_change(request, extra_context)
+        if request.method == "POST":
+            form = (getattr(response, "context_data", None) or {}).get("form")
+            if form is not None and "old_password" in form.errors:
+                note_failure(request)
+            else:
+                note_success(request, request.user)
+        return response
 
     def _page(
         self, view: Callable[[HttpRequest, dict[str, Any]], HttpResponse]
@@ -85,7 +110,7 @@ def shown(form_field: str) -> Callable[[Any, Any], str]:
     return show
 
 
-class TitledAdmin(admin.ModelAdmin):
+class TitledAdmin(BoundedAdmin):
     """A list that is headed by what is in it."""
 
     list_title: str
@@ -149,11 +174,12 @@ class PlacementAdmin(InventoryAdmin):
 
     @admin.display(description="Formats")
     def formats_shown(self, placement: Placement) -> str:
-        return ", ".join(map(str, placement.document().get("formats", ["any"])))
+        return documents.listed(placement.document().get("formats", ["any"]))
 
     @admin.display(description="Who is shown?")
     def campaigns(self, placement: Placement) -> SafeString:
-        return format_html('<a href="{}?placement={}">explain</a>', reverse("admin:explain"), placement.id)
+        query = urlencode({"placement": placement.id})
+        return format_html('<a href="{}?{}">explain</a>', reverse("admin:explain"), query)
 
     def get_deleted_objects(self, objs: Any, request: HttpRequest) -> Any:
         """A placement that a campaign is booked for has to stay, as `adctl apply` says."""
@@ -183,6 +209,9 @@ class CreativeInline(admin.StackedInline):
         ("Native", {"fields": ("data",), "classes": ("for-native",)}),
     )
 
+    def get_formset(self, request: HttpRequest, obj: Campaign | None = None, **kwargs: Any) -> Any:
+        return super().get_formset(request, obj, absolute_max=CREATIVES_MAX, **kwargs)
+
     def get_min_num(self, request: HttpRequest, obj: Campaign | None = None, **kwargs: Any) -> int | None:
         return 1 if obj is None else None  # one to fill in; that there has to be one says the check
 
@@ -198,6 +227,7 @@ class CampaignAdmin(InventoryAdmin):
     change_form_template = "adtools/campaign_form.html"
     list_display = ("label", "advertiser", "priority", "weight", "state", "flight", "goal")
     list_filter = ("status", "priority", "advertiser")
+    list_lookups: ClassVar = {"status": TEXT, "priority": TEXT, "advertiser": TEXT}
     search_fields = ("id", "name", "advertiser")
     list_per_page = 50
     actions = ("pause", "activate")
@@ -228,6 +258,11 @@ class CampaignAdmin(InventoryAdmin):
     class Media:
         css: ClassVar = {"all": ("adtools/admin.css",)}
         js = ("adtools/campaign.js",)
+
+    def changeform_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
+        if request.method == "POST" and (self.has_change_permission(request) or self.has_add_permission(request)):
+            keep_uploads(request.FILES, request.POST)
+        return super().changeform_view(request, *args, **kwargs)
 
     def get_queryset(self, request: HttpRequest) -> Any:
         delivered = Delivered.objects.filter(campaign=models.OuterRef("pk")).values("campaign")
@@ -277,9 +312,7 @@ class CampaignAdmin(InventoryAdmin):
 
     @admin.display(description="Flight", ordering="starts_at")
     def flight(self, campaign: Campaign) -> str:
-        starts, ends = (moment(text) for text in (campaign.starts_at, campaign.ends_at))
-        zone = settings.ADCORE.time_zone
-        days = [f"{at.astimezone(zone):%Y-%m-%d}" if at else "" for at in (starts, ends)]
+        days = [f"{at:%Y-%m-%d}" if at else "" for at in map(moment, (campaign.starts_at, campaign.ends_at))]
         return " – ".join(days) if any(days) else "always"
 
     @admin.display(description="Delivered")
@@ -328,6 +361,7 @@ class ChangeAdmin(TitledAdmin):
     list_display = ("action_time", "user", "what", "change")
     list_display_links = None
     list_filter = ("action_time", "user")
+    list_lookups: ClassVar = {"action_time__gte": MOMENT, "action_time__lt": MOMENT, "user__id__exact": NUMBER}
     search_fields = ("object_id", "object_repr")
     list_select_related = ("user", "content_type")
     list_per_page = 50
@@ -336,13 +370,13 @@ class ChangeAdmin(TitledAdmin):
     def what(self, entry: LogEntry) -> SafeString | str:
         name = f"{entry.content_type}: {entry.object_repr}" if entry.content_type else entry.object_repr
         url = entry.get_admin_url() if not entry.is_deletion() else None
-        return format_html('<a href="/{}">{}</a>', url, name) if url else name
+        return format_html('<a href="{}">{}</a>', url, name) if url else name
 
     @admin.display(description="Change")
     def change(self, entry: LogEntry) -> SafeString:
         verb = "Added" if entry.is_addition() else "Deleted" if entry.is_deletion() else ""
         return format_html(
-            '<span class="difference">{}</span>', "\n".join(filter(None, [verb, entry.get_change_message()]))
+            '<span class="difference">{}</span>', "\n".join(filter(None, [verb, str(entry.get_change_message())]))
         )
 
     def has_add_permission(self, request: HttpRequest) -> bool:

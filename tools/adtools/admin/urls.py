@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import User
-from django.contrib.auth.views import PasswordResetConfirmView
-from django.urls import path, reverse_lazy
+from django.urls import path
 
 from adtools.admin.models import Campaign, Placement
 from adtools.admin.site import CampaignAdmin, ChangeAdmin, PlacementAdmin, Site
-from adtools.admin.users import PersonAdmin
+from adtools.admin.users import LinkView, PersonAdmin
 
 site = Site()
 site.register(Campaign, CampaignAdmin)
@@ -18,12 +17,10 @@ site.register(LogEntry, ChangeAdmin)
 site.register(User, PersonAdmin)
 
 urlpatterns = [
-    path(
-        "password/<uidb64>/<token>/",
-        PasswordResetConfirmView.as_view(
-            success_url=reverse_lazy("admin:login"), extra_context={"site_header": "adcore"}
-        ),
-        name="password_link",
-    ),
+    path("password/<uidb64>/<token>/", LinkView.as_view(), name="password_link"),
     path("", site.urls),
 ]
+handler400 = "adtools.admin.security.bad_request"
+handler403 = "adtools.admin.security.forbidden"
+handler404 = "adtools.admin.security.not_found"
+handler500 = "adtools.admin.security.server_error"
