@@ -96,8 +96,9 @@ class RecordQueue:
         "dropped_paid",
         "form",
         "impressions",
-        "on_first",
+        "on_ready",
         "paid",
+        "ready_bytes",
         "robot_impressions",
         "unpaid",
     )
@@ -120,8 +121,9 @@ class RecordQueue:
         """Those of `dropped` that are revenue."""
         self.dropped_late: Counter[str] = Counter()
         """Those of `dropped` that had been accepted."""
-        self.on_first: Callable[[], None] | None = None
-        """Called when a record enters the empty queue."""
+        self.on_ready: Callable[[], None] | None = None
+        """Called when `bytes` reach `ready_bytes`, once for each time that these are set."""
+        self.ready_bytes = bytes_max + 1
         self._accepted: Counter[str] = Counter()
         self._count = 0
         self._runs: deque[Run] = deque()
@@ -168,7 +170,6 @@ class RecordQueue:
         data = b"".join(records)
         if lane.keeper is not None:
             lane.keeper.append(data)
-        is_first = not self._count
         runs = self._runs
         if runs and runs[-1].lane is lane:
             runs[-1].batches += 1
@@ -179,8 +180,9 @@ class RecordQueue:
         self.bytes += size
         self._count += len(lengths)
         self._accepted[kind] += len(lengths)
-        if is_first and self.on_first is not None:
-            self.on_first()
+        if self.bytes >= self.ready_bytes and self.on_ready is not None:
+            self.ready_bytes = self.bytes_max + 1
+            self.on_ready()
         return size
 
     def _cut(self, lane: Lane, kind: str, lengths: list[int], size: int) -> int:
