@@ -10,10 +10,12 @@ Frames go both ways: four bytes of length, big-endian, then msgpack.
 import os
 import queue
 import resource
+import select
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import IO
@@ -24,6 +26,7 @@ from adcore.errors import AdcoreError
 ANSWER_S = 300.0
 # The status of a process that came to the end of its memory.
 OUT_OF_MEMORY = 12
+READ_BYTES_MAX = 1 << 20
 
 
 class ChildError(AdcoreError):
@@ -47,6 +50,8 @@ class Child:
         self._pass_fds = pass_fds
         self._memory_bytes = memory_bytes
         self._process: subprocess.Popen[bytes] | None = None
+        self._deadline_monotonic = 0.0
+        """When the question under way must be answered."""
         self._closed = False
 
     def close(self) -> None:
@@ -66,22 +71,40 @@ class Child:
         process = self._process or self._start()
         assert process.stdin is not None
         assert process.stdout is not None
-        watchdog = threading.Timer(ANSWER_S, process.kill)
-        watchdog.daemon = True
-        watchdog.start()
+        self._deadline_monotonic = time.monotonic() + ANSWER_S
         try:
-            _write(process.stdin, frames)
+            for frame in frames:
+                self._send(process.stdin, frame)
             yield process.stdout
-        except OSError as error:
+        except OSError as error:  # TimeoutError is one
             raise self._ended() from error
-        finally:
-            watchdog.cancel()
+
+    def _send(self, pipe: IO[bytes], frame: bytes) -> None:
+        rest = memoryview(len(frame).to_bytes(4, "big") + frame)
+        while rest:
+            self._wait_for(pipe, select.POLLOUT)
+            rest = rest[os.write(pipe.fileno(), rest) :]
 
     def _read(self, pipe: IO[bytes]) -> bytes:
-        frame = _read(pipe)
-        if frame is None:
-            raise self._ended()
-        return frame
+        return self._read_bytes(pipe, int.from_bytes(self._read_bytes(pipe, 4), "big"))
+
+    def _read_bytes(self, pipe: IO[bytes], size: int) -> bytes:
+        pieces = []
+        while size:
+            self._wait_for(pipe, select.POLLIN)
+            piece = os.read(pipe.fileno(), min(size, READ_BYTES_MAX))
+            if not piece:
+                raise self._ended()
+            pieces.append(piece)
+            size -= len(piece)
+        return b"".join(pieces)
+
+    def _wait_for(self, pipe: IO[bytes], event: int) -> None:
+        """Wait until the pipe is ready. Raises TimeoutError after the deadline: no thread has to watch over that."""
+        poll = select.poll()
+        poll.register(pipe, event)
+        if not poll.poll(max(0.0, self._deadline_monotonic - time.monotonic()) * 1000):
+            raise TimeoutError
 
     def _start(self) -> "subprocess.Popen[bytes]":
         if self._closed:
@@ -91,6 +114,7 @@ class Child:
             [sys.executable, "-m", self._module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            bufsize=0,
             pass_fds=self._pass_fds,
         )
         if self._memory_bytes:
@@ -99,8 +123,11 @@ class Child:
         if self._closed:
             process.kill()
         assert process.stdin is not None
+        # A write takes what there is room for, so that one to a process that does not read waits no longer than it may.
+        os.set_blocking(process.stdin.fileno(), False)
+        self._deadline_monotonic = time.monotonic() + ANSWER_S
         try:
-            _write(process.stdin, [self._first])
+            self._send(process.stdin, self._first)
         except OSError as error:
             raise self._ended() from error
         return process
@@ -154,8 +181,11 @@ class Asker:
 
     def give_way(self, niceness: int) -> None:
         """Let the server go first from now on."""
-        with suppress(PermissionError):  # a sandbox may forbid it; the work is done all the same
+        with suppress(OSError):  # a sandbox may forbid it; the work is done in any case
             os.nice(niceness)
+        with suppress(OSError):
+            # A process of this policy takes the core from no other one when it wakes up.
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
     def next(self) -> bytes:
         """The frame that is sent next, `first` first; when the server is gone the process ends here."""
