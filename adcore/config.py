@@ -28,6 +28,7 @@ from adcore.settings import (
     COUNTS_FILE,
     HOST_NAMES,
     LAST_GOOD_FILE,
+    LOOKS_FILE,
     NETWORKS,
     ORIGINS,
     PEERS,
@@ -257,7 +258,9 @@ def _check_together(config: Config) -> None:
         check_url(config.source)
     except ConfigError as error:
         raise ConfigError(f"{_origin(config, 'source')}: {str(error).removeprefix('--source: ')}") from None
-    owners = {str(config.state_dir / name): f"the server's own {name}" for name in (COUNTS_FILE, LAST_GOOD_FILE)}
+    owners = {
+        str(config.state_dir / name): f"the server's own {name}" for name in (COUNTS_FILE, LAST_GOOD_FILE, LOOKS_FILE)
+    }
     if config.source.startswith("sqlite:"):
         owners[str(sqlite_path(config.source))] = _origin(config, "source")
     named: list[tuple[str, str]] = [

@@ -87,6 +87,8 @@ class Counters:
         self._limited: Mapping[str, Campaign] = {}
         self._watched: list[Count] = []
         """Theirs."""
+        self._quiet_from = self._quiet_until = -inf
+        """No watched count is due for a look at a time between these."""
         self._told: CounterState = {}
         """What `untold` has given of this one."""
 
@@ -107,6 +109,7 @@ class Counters:
         held = {name: reason for name, reason in self.held.items() if table.limited.get(name) is before.get(name)}
         new = [name for name, campaign in table.limited.items() if before.get(name) is not campaign]
         self._watched = [self.of(campaign_id) for campaign_id in table.limited]
+        self._quiet_until = -inf
         self._look_at(map(self.of, new), moment, held)
 
     def turn(self, moment: Moment) -> None:
@@ -114,7 +117,12 @@ class Counters:
         finish(self.turn_in_steps(lambda: moment.time))
 
     def turn_in_steps(self, clock: Callable[[], float]) -> Steps[None]:
-        """The same in small steps, each for the time that it is then."""
+        """The same in small steps, each for the time that it is then; none while no count is due."""
+        now = clock()
+        if self._quiet_from <= now < self._quiet_until:
+            return
+        # Looks that others take meanwhile can only bring the end forward.
+        self._quiet_from, self._quiet_until = now, inf
         watched = self._watched
         for start in range(0, len(watched), STEP_CAMPAIGNS):
             now = clock()
@@ -122,13 +130,14 @@ class Counters:
             due = [count for count in some if not count.looked_time <= now < count.look_time]
             if due:
                 self._look_at(due, self.calendar.moment(now))
+            self._quiet_until = min(self._quiet_until, *[count.look_time for count in some])
             yield
 
     def count_impression(self, count: Count, day: int, now: float) -> None:
         """Count one on the local day `day`; `count` is what `of` gives."""
         if count.day != day:
             count.turn_to(day)
-            count.look_soon()
+            self._look_soon(count)
         count.impressions += 1
         count.impressions_today += 1
         count.until_look -= 1
@@ -149,6 +158,10 @@ class Counters:
             held = {name: reason for name, reason in {**held, **looked}.items() if reason is not None}
         if held != self.held:
             self.held = held
+
+    def _look_soon(self, count: Count) -> None:
+        count.look_soon()
+        self._quiet_until = -inf
 
     def _look_and_hold(self, count: Count, moment: Moment) -> None:
         reason = self._look(count, moment)
@@ -173,6 +186,7 @@ class Counters:
         # One that is held may be shown once more by a page that was decided at the same time.
         count.until_look = found.impressions
         count.looked_time, count.look_time = moment.time, found.until
+        self._quiet_until = min(self._quiet_until, found.until)
         return found.reason
 
     def busiest(self, number: int, day: int) -> list[Count]:
@@ -202,7 +216,7 @@ class Counters:
         for campaign_id, (impressions, clicks, day, impressions_today, clicks_today) in own.items():
             count = self.of(campaign_id)
             count.turn_to(day)
-            count.look_soon()
+            self._look_soon(count)
             count.impressions += impressions
             count.clicks += clicks
             count.impressions_today += impressions_today

@@ -69,10 +69,11 @@ from adcore.listen import (
 from adcore.notify import Notifier
 from adcore.pidfile import PidFile
 from adcore.seat import HELD_BACK, READY, Seat, control_path
-from adcore.settings import COUNTS_FILE, FOLLOWED_FILES, LAST_GOOD_FILE
+from adcore.settings import COUNTS_FILE, FOLLOWED_FILES, LAST_GOOD_FILE, LOOKS_FILE
 from adcore.sources import open_store
 from adcore.sources.lastgood import LastGood
 from adcore.sources.loader import Loader, Sources
+from adcore.sources.lookboard import LookBoard
 from adcore.sources.refresh import Refresher, in_slices
 from adcore.sources.seal import SNAPSHOT_PURPOSE
 from adcore.state import State
@@ -206,7 +207,10 @@ class Server:
                 self.writer = LogWriter(self.queue, config.log, before_batch=spools.note_log)
                 self.writer.open()
                 take_over(config.spool_dir, config.log, self.queue)
-            self.refresher = self._make_refresher()
+            board = open_look_board(config)
+            if board is not None:
+                on_exit.callback(board.close)
+            self.refresher = self._make_refresher(board)
             on_exit.callback(self.refresher.close)
             self.teller = self._make_teller()
             self.handlers = self._make_handlers(config, keyring, self.calendar)
@@ -229,7 +233,7 @@ class Server:
         writing = loop.create_task(self.writer.run(), name="log-writer")
         control = ControlServer(self._make_control(), hosts=control_names(config))
         if control_listener is not None:
-            self.runtime.start()
+            self.runtime.start(self._count_answers)
         # Operators can ask while the first table is still on its way.
         control_server = await serve(loop, control_listener, control, 16) if control_listener else None
         reporting = loop.create_task(self.notifier.report(self._summary), name="report")
@@ -322,7 +326,7 @@ class Server:
 
     # The parts
 
-    def _make_refresher(self) -> Refresher:
+    def _make_refresher(self, board: LookBoard | None) -> Refresher:
         config = self.config
         owner = f"{socket.gethostname()}:{os.getpid()}:{next(self.ids)[:8].decode()}"
         last_good = LastGood(config.state_dir / LAST_GOOD_FILE)
@@ -344,6 +348,7 @@ class Server:
             interval_s=config.refresh,
             uniform=random.random,
             seals=lambda: self.keyring.derive_each(SNAPSHOT_PURPOSE),
+            board=board,
         )
 
     def _restore_counts(self) -> None:
@@ -376,6 +381,7 @@ class Server:
             labels=labels,
             uniform=random.random,
             seals=lambda: self.keyring.derive_each(b"adcore counts"),
+            work=self._count_answers,
         )
 
     def _use_table(self, table: AdTable) -> Steps[None]:
@@ -566,13 +572,16 @@ class Server:
         while True:
             await asyncio.sleep(TURN_INTERVAL_S)
             errorlog.flush()
-            self.collector.turn(sum(self.http.statistics.responses))
+            self.collector.turn(self._count_answers())
             await in_slices(self.state.counters.turn_in_steps(time.time))
+
+    def _count_answers(self) -> int:
+        return sum(self.http.statistics.responses)
 
     async def _share(self, acceptor: Acceptor) -> None:
         """Leave to other workers what this one has too much of."""
         while not self.stopping.is_set():
-            await asyncio.sleep(SHARE_INTERVAL_S)
+            await asyncio.sleep(SHARE_INTERVAL_S if self.http.connections else TURN_INTERVAL_S)
             give_up(self.http, acceptor.excess())
 
 
@@ -637,6 +646,16 @@ def open_spools(directory: Path) -> Spools | None:
         return Spools(directory)
     except NoSpaceError as error:
         log.error("%s; until the next start, what waits for the log is lost if this process is killed", error)
+        return None
+
+
+def open_look_board(config: Config) -> LookBoard | None:
+    """None where there can't be one: then this process asks the sources itself."""
+    path = config.state_dir / LOOKS_FILE
+    try:
+        return LookBoard(path, config.source)
+    except OSError as error:
+        log.warning("%s cannot be used: %s; this process asks the sources for itself", path, error.strerror)
         return None
 
 

@@ -29,6 +29,7 @@ Peer = Network | Literal["unix"]
 # What the server keeps in its state directory besides what settings name.
 COUNTS_FILE = "counts.json"
 LAST_GOOD_FILE = "last-good.rows"
+LOOKS_FILE = "last-look"
 # In --spool-dir, of clicks and of views.
 FOLLOWED_FILES = ("clicks.followed", "views.followed")
 

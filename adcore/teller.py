@@ -28,6 +28,9 @@ from adcore.tally import Answer, Ask, Tally
 log = logging.getLogger("adcore.counts")
 
 EXCHANGES_PER_INTERVAL = 2
+# A process that has counted nothing since the last exchange leaves out this many. What others counted meanwhile can
+# only make it deliver too much once it delivers, and then it exchanges at the next turn.
+IDLE_TURNS = 5
 # Each wait is up to this part shorter, so that processes do not tell in step, and never longer.
 JITTER = 0.2
 # A start waits no longer than this for what others have counted, and an end to tell what it has.
@@ -52,7 +55,7 @@ class Teller:
 
     `generation` tells that of the store whose table is served. `labels` are the names of the sources for people, by
     what a Note calls them. `seals` gives the keys that sign counts in memcached. `uniform` gives a random number in
-    [0, 1).
+    [0, 1). `work` gives something else whenever anything may have been counted since it was last asked.
     """
 
     def __init__(
@@ -65,10 +68,12 @@ class Teller:
         interval_s: float,
         labels: Mapping[str, str],
         uniform: Callable[[], float],
+        work: Callable[[], object],
         clock_wall: Callable[[], float] = time.time,
         seals: Callable[[], tuple[bytes, ...]] = tuple,
     ) -> None:
         self.interval_s = interval_s
+        self._work = work
         self._bank = bank
         self._file = file
         self._counters = counters
@@ -103,8 +108,15 @@ class Teller:
 
     async def run(self) -> None:
         """Exchange until cancelled."""
+        worked: object = None
+        left_out = 0
         while True:
             await asyncio.sleep(self.interval_s / EXCHANGES_PER_INTERVAL * (1 - JITTER * self._uniform()))
+            before, worked = worked, self._work()
+            if worked == before and self._counters.limited is self._limited and left_out < IDLE_TURNS:
+                left_out += 1
+                continue
+            left_out = 0
             await self.exchange()
 
     async def close(self) -> None:

@@ -272,3 +272,24 @@ def test_a_file_of_the_first_versions_is_read(tmp_path: Path) -> None:
     path = tmp_path / "counts.json"
     path.write_text('{"c": [5, 1, 739000, 2, 0]}')
     assert CounterFile(path).load() == Kept({"c": (5, 1, 739000, 2, 0)})
+
+
+def test_a_turn_costs_nothing_until_the_campaign_is_due() -> None:
+    counters = Counters(Calendar(ZONE))
+    counters.use(table(daily_cap={"impressions": 1}), counters.calendar.moment(EVENING))
+    count_impression(counters, counters.calendar.moment(EVENING))
+    assert counters.held == {"c": Reason.DAILY_CAP}
+
+    def steps(time: float) -> int:
+        return len(list(counters.turn_in_steps(lambda: time)))
+
+    assert [steps(EVENING), steps(EVENING + 0.1), steps(EVENING + 0.9)] == [1, 0, 0]
+    assert counters.held == {"c": Reason.DAILY_CAP}
+    assert steps(EVENING + 1) == 1  # a new day
+    assert counters.held == {}
+    assert [steps(EVENING + 2), steps(EVENING)] == [0, 1]  # the clock was set back
+    counters.use(table(daily_cap={"impressions": 5}), counters.calendar.moment(EVENING))
+    assert [steps(EVENING), steps(EVENING)] == [1, 0]
+    counters.restore({"c": (5, 0, counters.calendar.moment(EVENING).day, 5, 0)})
+    assert steps(EVENING) == 1
+    assert counters.held == {"c": Reason.DAILY_CAP}

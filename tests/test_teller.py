@@ -7,7 +7,7 @@ import signal
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -71,7 +71,7 @@ def counters_with(campaigns: int) -> Counters:
     return counters
 
 
-def teller(bank: Bank, counters: Counters, file: CounterFile) -> Teller:
+def teller(bank: Bank, counters: Counters, file: CounterFile, work: Callable[[], object] = object) -> Teller:
     labels = {"files": "files", "store": "store", "memcached": "memcached"}
     return Teller(
         *(bank, file, counters),
@@ -79,6 +79,7 @@ def teller(bank: Bank, counters: Counters, file: CounterFile) -> Teller:
         interval_s=1.0,
         labels=labels,
         uniform=lambda: 0.0,
+        work=work,
         clock_wall=lambda: NOON,
     )
 
@@ -134,6 +135,29 @@ def test_a_round_of_counts(file: CounterFile) -> None:
     ]
     assert counters.of("c1").impressions == 10_001
     assert set(counters.held) == {"c1"}
+
+
+def test_a_process_that_counts_nothing_exchanges_seldom(file: CounterFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        bank, answers, turns = FakeBank(), [0], [0]
+        telling = teller(bank, counters_with(1), file, lambda: answers[0])
+
+        async def sleep(seconds: float) -> None:
+            turns[0] += 1
+            if turns[0] in (16, 17):
+                answers[0] += 1
+            if turns[0] == 20:
+                raise asyncio.CancelledError
+            asked.append(len(bank.asked))
+
+        asked: list[int] = []
+        monkeypatch.setattr("adcore.teller.asyncio.sleep", sleep)
+        with pytest.raises(asyncio.CancelledError):
+            await telling.run()
+        # The first, one in six while nothing is counted, and one at the next turn once something is.
+        assert asked == [0, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 3, 3, 3, 4, 5, 5]
+
+    asyncio.run(main())
 
 
 def test_after_an_error_all_is_told_again(file: CounterFile) -> None:

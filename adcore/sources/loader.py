@@ -61,6 +61,10 @@ class Loader(Child):
         finally:
             self._end()
 
+    def rest(self) -> None:
+        """End the process; the next look starts another one."""
+        self._end()
+
 
 def main() -> None:
     """In the process."""

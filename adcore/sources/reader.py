@@ -145,6 +145,9 @@ class Reader:
                 self._note("disk", error)
         return self._notes
 
+    def rest(self) -> None:
+        """The connections stay."""
+
     def close(self) -> None:
         for source in (self._source, self._shared):
             if source is not None:

@@ -1,6 +1,7 @@
 """The refresh timer: has somebody look for a new revision, builds its table between requests, and swaps it in.
 
-One look per interval, jittered so that workers do not ask in step. What blocks or computes for long happens in another
+One look per interval, jittered so that workers do not ask in step; of the processes of one state directory one looks
+and the others read what it has found (lookboard.py). What blocks or computes for long happens in another
 process (loader.py), which tells only what differs from the table in use. The new table is then made on the loop, in
 slices of at most half a millisecond between which requests are answered, and takes the old one's place at once.
 
@@ -22,12 +23,18 @@ from adcore.errors import SourceError
 from adcore.sources import Note, Revision
 from adcore.sources.child import ChildError
 from adcore.sources.lastgood import LastGood
+from adcore.sources.lookboard import LookBoard
 from adcore.sources.reader import Answer, Ask, Offer, apply_offer, digests
 
 log = logging.getLogger("adcore.sources")
 
 # Each wait is up to this part of the interval shorter, never longer: the interval is a promise.
 JITTER = 0.2
+# While others rely on what a process finds: its interval, how often they read it, and how old it may be, in intervals.
+# The first two together are less than one, so a change is served within an interval by every process.
+LEADING = 0.75
+FOLLOWING = 0.2
+NOTE_AGE_MAX = 1.5
 # A request waits no longer than one slice, and the loop is mostly free between two.
 SLICE_S = 0.0003
 PAUSE_S = 0.001
@@ -43,6 +50,9 @@ class Looker(Protocol):
     def look(self, ask: Ask) -> tuple[Answer, list[bytes]]: ...
 
     def keep(self) -> list[Note]: ...
+
+    def rest(self) -> None:
+        """Nothing will be asked for a while."""
 
     def close(self) -> None: ...
 
@@ -92,6 +102,7 @@ class Refresher:
         use: Callable[[AdTable], Steps[None]],
         interval_s: float,
         uniform: Callable[[], float],
+        board: LookBoard | None = None,
         clock_wall: Callable[[], float] = time.time,
         clock_monotonic: Callable[[], float] = time.monotonic,
         clock_slice: Callable[[], float] = time.perf_counter,
@@ -103,6 +114,9 @@ class Refresher:
         self._last_good = last_good
         self._use = use
         self._uniform = uniform
+        self._board = board
+        self._follows = False
+        """Whether the last news came from another process."""
         self._clock = clock_wall
         self._clock_monotonic = clock_monotonic
         self._clock_slice = clock_slice
@@ -150,11 +164,11 @@ class Refresher:
             await self._first_look
         while True:
             try:
-                await asyncio.wait_for(self._wanted.wait(), self.interval_s * (1 - JITTER * self._uniform()))
+                await asyncio.wait_for(self._wanted.wait(), self._pause_s())
             except TimeoutError:
                 pass
             self._wanted.clear()
-            await self._refresh()
+            await self._turn()
 
     def request(self) -> None:
         """Read everything again now (an operator's HUP)."""
@@ -183,8 +197,40 @@ class Refresher:
     async def _in_thread(self, function: Callable[[], R]) -> R:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function)
 
+    async def _turn(self) -> None:
+        """Find out whether there is something new, from another process or by a look."""
+        if not self._learn_from_another():
+            await self._refresh()
+        elif not self._follows:
+            self._follows = True
+            await self._in_thread(self._looker.rest)
+
+    def _pause_s(self) -> float:
+        pause_s = self.interval_s * (1 - JITTER * self._uniform())
+        if self._board is None:
+            return pause_s
+        if self._follows:
+            return FOLLOWING * pause_s
+        is_relied_on = self._clock_monotonic() - self._board.read_monotonic() < self.interval_s
+        return LEADING * pause_s if is_relied_on else pause_s
+
+    def _learn_from_another(self) -> bool:
+        """Whether another process has looked lately and found nothing newer than the table in use."""
+        if self._board is None or self._reload or self._served is None or self._board.lead():
+            return False
+        now_monotonic = self._clock_monotonic()
+        asked_monotonic = self._board.asked(self._served, now_monotonic)
+        if asked_monotonic is None or now_monotonic - asked_monotonic > NOTE_AGE_MAX * self.interval_s:
+            return False
+        if self.table_monotonic is None or asked_monotonic > self.table_monotonic:
+            self.table_monotonic = asked_monotonic
+            self.looks += 1
+            self.healths["store"].note_ok(self._clock() - (now_monotonic - asked_monotonic))
+        return True
+
     async def _refresh(self) -> None:
         """Look once."""
+        self._follows = False
         reload, self._reload = self._reload, False
         ask = Ask(
             None if reload else self._served,
@@ -206,6 +252,8 @@ class Refresher:
                 await self._take(answer.offer, parts)
                 self.table_monotonic = answer.asked_monotonic
                 self._note(await self._in_thread(self._looker.keep))
+            if answer.fresh or answer.offer is not None:
+                self._tell_others(answer.asked_monotonic)
         except ChildError as error:
             log.error("%s", error)
             self._reload = self._reload or reload
@@ -214,6 +262,11 @@ class Refresher:
             log.exception("a refresh failed; the table stays")
             self._reload = self._reload or reload
         self.looks += 1
+
+    def _tell_others(self, asked_monotonic: float) -> None:
+        """The table is what a look that began then found, by what the store itself said."""
+        if self._board is not None and self._served is not None and self.healths["store"].ok and self._board.lead():
+            self._board.note(self._served, asked_monotonic)
 
     async def _take(self, offer: Offer, parts: list[bytes]) -> None:
         table = await self._in_slices(apply_offer(offer, parts, self._table))

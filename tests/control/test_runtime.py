@@ -7,7 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from adcore.control.rates import POLLERS_MAX, Pollers, Sample, compare
-from adcore.control.runtime import LAG_INTERVAL_S, LAG_MISSED_MAX, GcWatch, LoopLag, count_descriptors, read_memory
+from adcore.control.runtime import (
+    LAG_IDLE_INTERVAL_S,
+    LAG_INTERVAL_S,
+    LAG_MISSED_MAX,
+    GcWatch,
+    LoopLag,
+    count_descriptors,
+    read_memory,
+)
 
 
 class Clock:
@@ -24,7 +32,7 @@ class ManualLoop:
         self.callback: Callable[[], object] | None = None
 
     def call_later(self, delay: float, callback: Callable[[], object]) -> "ManualLoop":
-        assert delay == LAG_INTERVAL_S
+        assert delay in (LAG_INTERVAL_S, LAG_IDLE_INTERVAL_S)
         self.callback = callback
         return self
 
@@ -140,3 +148,16 @@ def test_descriptors_are_counted_with_and_without_the_kernels_help() -> None:
         assert count_descriptors() == before + 50
     # Where a directory has no size, as before Linux 6.2, its names are counted.
     assert count_descriptors("/proc/self/task") == len(os.listdir("/proc/self/task"))
+
+
+def test_an_idle_loop_is_asked_less_often() -> None:
+    clock, loop, work = Clock(), ManualLoop(), [0]
+    lag = LoopLag(clock)
+    lag.start(loop, lambda: work[0])
+    waits = []
+    for answers in (1, 2, 2, 2, 3):
+        work[0] = answers
+        waits.append(round(lag._due - clock.now, 3))
+        clock.now = lag._due
+        loop.fire()
+    assert waits == [LAG_INTERVAL_S, LAG_INTERVAL_S, LAG_INTERVAL_S, LAG_IDLE_INTERVAL_S, LAG_IDLE_INTERVAL_S]
