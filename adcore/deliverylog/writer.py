@@ -146,7 +146,8 @@ class LogWriter:
                     break
                 else:
                     await self._gather()
-                    await self._write_out(self.queue.take(BATCH_BYTES_MAX))
+                    if taken := self.queue.take(BATCH_BYTES_MAX):
+                        await self._write_out(taken)
         finally:
             self._drop_rest()
             # Behind a write that hangs, if there is one: the number may be another file's by then.

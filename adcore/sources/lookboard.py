@@ -24,6 +24,7 @@ from pathlib import Path
 from struct import Struct, error
 from zlib import crc32
 
+from adcore.files import open_own
 from adcore.sources import Revision
 
 _NOTE = Struct("=16s16sd")
@@ -36,7 +37,7 @@ class LookBoard:
     """The file, seen from one process. `identity` tells sources apart, as a URL does. Raises OSError when made."""
 
     def __init__(self, path: Path, identity: str, boot: bytes | None = None) -> None:
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        self._fd = open_own(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
         self._identity = identity
         self._boot = read_boot() if boot is None else boot
         self._leads = False
