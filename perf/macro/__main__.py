@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from typing import Any
 # `python perf/macro` has this folder on the path, in which `import perf.macro` finds nothing.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from perf.macro import check, cpu, machine, picture, table, traffic
+from perf.macro import changes, check, cpu, inventory, machine, picture, table, traffic
 from perf.macro.errors import Missing, RunError
 from perf.macro.golang import Go
 from perf.macro.load import H2load, MixedLoad
@@ -28,6 +29,8 @@ from perf.macro.results import ClosedSample, OpenSample, summarise_closed, summa
 from perf.macro.servers import CONTENDERS, ROOT, Bench, Contender, Server, serving
 
 CONNECTIONS = 32
+# With --changing.
+CHANGING_REFRESH_S = 1.0
 # What the kernel itself and a clock tick at each end come to.
 QUIET_SHARE = 0.03
 # Spinning, the load sends within microseconds; more than this would show in a p99.
@@ -35,8 +38,9 @@ LATE_US = 50.0
 USUAL: dict[str, Any] = {
     "rounds": 5,
     "requests": 100_000,
-    "rates": [1000.0, 5000.0, 10_000.0],
-    "seconds": 3.0,
+    "rates": [500.0, 2000.0, 5000.0, 10_000.0],
+    # As long as adcore's refresh interval: every turn has one poll of the store and two exchanges of counts.
+    "seconds": 5.0,
     "wait": 60.0,
 }
 QUICK: dict[str, Any] = {"rounds": 1, "requests": 10_000, "rates": [1000.0], "seconds": 1.0, "wait": 0.0}
@@ -50,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         signal.signal(number, lambda *_: sys.exit(1))  # so that everything is cleaned up
     chosen = [contender for contender in CONTENDERS if contender.name in options.only]
     folder = Path(tempfile.mkdtemp(prefix="adcore-macro-"))
+    run = None
     try:
         run = Run(options, folder)
         run.measure(chosen)
@@ -61,6 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         say("interrupted")
         return 130
     finally:
+        if run is not None:
+            run.bench.memcached.close()
         shutil.rmtree(folder, ignore_errors=True)
     return 1 if run.missing and not options.allow_missing else 0
 
@@ -73,8 +80,14 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--requests", type=_count, help="per contender, round and mix in the closed loop (default: 100000)"
     )
-    parser.add_argument("--rates", type=_rates, help="of the open loop, or none (default: 1000,5000,10000)")
-    parser.add_argument("--seconds", type=float, help="at each rate, contender and round (default: 3)")
+    parser.add_argument("--rates", type=_rates, help="of the open loop, or none (default: 500,2000,5000,10000)")
+    parser.add_argument("--seconds", type=float, help="at each rate, contender and round (default: 5)")
+    parser.add_argument("--no-closed", action="store_true", help="leave out the closed loop")
+    parser.add_argument(
+        "--changing",
+        action="store_true",
+        help="adcore has 5,000 campaigns, some of which change every 4 s, and polls each second; implies --no-closed",
+    )
     parser.add_argument(
         "--wait", type=float, help="seconds to wait for other programs to leave the cores before each (default: 60)"
     )
@@ -87,6 +100,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     for name, value in (QUICK if options.quick else USUAL).items():
         if getattr(options, name) is None:
             setattr(options, name, value)
+    options.no_closed |= options.changing
+    if options.no_closed and not options.rates:
+        parser.error("with --no-closed or --changing and no --rates there is nothing to measure")
     return options
 
 
@@ -96,6 +112,7 @@ class Run:
     def __init__(self, options: argparse.Namespace, folder: Path) -> None:
         self.options = options
         self.folder = folder
+        self.name = "changing" if options.changing else "macro"
         self.missing: dict[str, str] = {}
         self.closed: list[ClosedSample] = []
         self.open: list[OpenSample] = []
@@ -113,6 +130,8 @@ class Run:
         cache = ROOT / ".adcore" / "go-cache"
         self.go = Go(folder / "go", cache)
         self.bench = Bench(folder, self.server_core, self.go)
+        if options.changing:
+            self.bench.campaigns, self.bench.refresh_s = inventory.CAMPAIGNS_MANY, CHANGING_REFRESH_S
         self.same: H2load | None = None
         self.mixed: MixedLoad | None = None
         try:
@@ -129,7 +148,7 @@ class Run:
     def measure(self, chosen: list[Contender]) -> None:
         """In each round first the closed loops of all: the less time between a contender and nginx, the better."""
         self.bench.apply()
-        passes: list[Measure] = [self._measure_closed]
+        passes: list[Measure] = [] if self.options.no_closed else [self._measure_closed]
         if self.mixed is not None and self.options.rates:
             passes.append(self._measure_open)
         for number in range(self.options.rounds):
@@ -168,12 +187,27 @@ class Run:
     def _measure_open(self, number: int, contender: Contender, server: Server) -> list[str]:
         assert self.mixed is not None
         self.mixed.closed(server, traffic.same(), self._warm_up())
+        server.wait_for_rest()
         figures = []
         for rate in self.options.rates:
-            opened = self.mixed.open(server, rate, self.options.seconds)
-            self.open.append(OpenSample(number, contender.name, *opened))
-            figures.append(f"p99 {opened.latency['p99']:,.0f} µs at {rate:,.0f}/s")
+            server.empty_log()
+            with self._changes():
+                opened, used = self.mixed.open(server, rate, self.options.seconds)
+            count = opened.requests
+            sample = OpenSample(
+                *(number, contender.name, rate, opened.latency, opened.kept_up, opened.backlog, opened.late_p99),
+                {name: seconds * 1e6 / count for name, seconds in used.seconds.items()},
+                used.voluntary / count,
+                used.involuntary / count,
+            )
+            self.open.append(sample)
+            figures.append(f"{sample.total_us:.1f} µs and p99 {opened.latency['p99']:,.0f} at {rate:,.0f}/s")
         return figures
+
+    def _changes(self) -> AbstractContextManager[None]:
+        if not self.options.changing:
+            return nullcontext()
+        return changes.changing(self.bench.store, self.bench.campaigns)
 
     def _warm_up(self) -> int:
         # Every mixed request once at least, so that what remembers has something to remember.
@@ -181,19 +215,19 @@ class Run:
         return count
 
     def _others_s(self, server: Server) -> float:
-        return cpu.core_seconds(self.server_core) - sum(server.cpu_seconds().values())
+        return cpu.core_seconds(self.server_core) - sum(server.usage().seconds.values())
 
     def _closed(self, number: int, contender: Contender, server: Server, mix: str, load: H2load | MixedLoad) -> str:
         count, request = self.options.requests, traffic.same()
         load.closed(server, request, self._warm_up())
         logged = server.empty_log()
-        before = server.cpu_seconds()
+        before = server.usage()
         outcome = load.closed(server, request, count)
         # What is still on its way to the log is part of the price.
         if contender.decides and not check.grows(server, logged + count * check.RECORD_BYTES_MIN):
             raise RunError(f"{contender.name}: {count} requests added {server.log_bytes()} bytes to its log")
-        after = server.cpu_seconds()
-        cpu_us = {name: (after[name] - before[name]) * 1e6 / count for name in after}
+        used = cpu.difference(before, server.usage())
+        cpu_us = {name: seconds * 1e6 / count for name, seconds in used.seconds.items()}
         sample = ClosedSample(number, contender.name, mix, count, cpu_us, outcome.per_second)
         self.closed.append(sample)
         return f"{mix} {sample.total_us:.1f} µs"
@@ -213,7 +247,7 @@ class Run:
         if closed:
             blocks.append(table.closed_table(closed, LABELS))
         if opened:
-            blocks.append(table.open_table(opened, LABELS))
+            blocks += [table.rates_table(opened, LABELS), table.open_table(opened, LABELS)]
         if self.missing:
             blocks.append(table.missing_table(self.missing))
         if stolen_s > seconds / 100:
@@ -241,6 +275,9 @@ class Run:
                 "requests": self.options.requests,
                 "rates": self.options.rates,
                 "seconds": self.options.seconds,
+                "campaigns": self.bench.campaigns,
+                "changing": self.options.changing,
+                "refresh_s": self.bench.refresh_s,
                 "server_core": self.server_core,
                 "load_core": self.load_core,
             },
@@ -251,9 +288,11 @@ class Run:
             "rounds": {"closed": self.closed, "open": self.open},
         }
         output.mkdir(parents=True, exist_ok=True)
-        path = output / f"macro-{self.started:%Y-%m-%d}-{commit}.json"
+        path = output / f"{self.name}-{self.started:%Y-%m-%d}-{commit}.json"
         path.write_text(json.dumps(to_object(document), indent=1, ensure_ascii=False) + "\n")
         say(f"written: {path}")
+        if not closed and not opened:
+            return
         try:
             picture.draw(path.with_suffix(".svg"), closed, opened, LABELS, f"adcore {commit}, {self.started:%Y-%m-%d}")
         except ImportError as error:

@@ -1,5 +1,7 @@
 """What every contender serves: one placement with 50 candidates, the same in every run.
 
+With more campaigns the others are for ten placements that are never asked for: a larger table, and the same decision.
+
 Most campaigns target something (a few sponsorships tightly, house ads nothing), so that a request is refused by some
 facet of most of them and several remain to draw from. A fifth has a goal, far enough away to be counted and never
 reached. None has a frequency cap: its signed cookie is adcore's own, and no peer would be asked for one.
@@ -9,23 +11,51 @@ from typing import Any
 
 PLACEMENT = "top"
 CAMPAIGNS = 50
+# A site with a season's bookings: some 10,000 creatives.
+CAMPAIGNS_MANY = 5000
+OTHER_PLACEMENTS = 10
 COUNTRIES = ("JP", "US", "DE", "FR", "GB", "KR", "TW", "BR", "IN", "ES")
 LANGUAGES = ("ja", "en", "de", "fr", "ko", "zh", "pt", "es", "en-gb", "pt-br")
 KEYWORDS = ("manga", "anime", "games", "board games", "news", "music", "travel", "food", "cars", "books")
 
 
-def document() -> dict[str, Any]:
+def document(campaigns: int = CAMPAIGNS) -> dict[str, Any]:
     """The inventory as `adctl apply` takes it."""
+    others = range(OTHER_PLACEMENTS if campaigns > CAMPAIGNS else 0)
     return {
-        "placements": [{"id": PLACEMENT, "width": 728, "height": 90}],
-        "campaigns": [_campaign(number) for number in range(CAMPAIGNS)],
+        "placements": [
+            {"id": PLACEMENT, "width": 728, "height": 90},
+            *({"id": f"other-{number}", "width": 300, "height": 250} for number in others),
+        ],
+        "campaigns": [
+            *map(_campaign, range(min(campaigns, CAMPAIGNS))),
+            *map(_other_campaign, range(CAMPAIGNS, campaigns)),
+        ],
+    }
+
+
+def campaign_id(number: int) -> str:
+    return f"campaign-{number:02}"
+
+
+def creatives(document: dict[str, Any]) -> int:
+    """How many it has."""
+    return sum(len(campaign["creatives"]) for campaign in document["campaigns"])
+
+
+def _other_campaign(number: int) -> dict[str, Any]:
+    return {
+        **_campaign(number),
+        "priority": "standard",
+        "targeting": {**_targeting(number), "placements": [f"other-{number % OTHER_PLACEMENTS}"]},
+        "creatives": [_creative(f"creative-{number}-{part}", 1 + part, 300, 250) for part in range(2)],
     }
 
 
 def _campaign(number: int) -> dict[str, Any]:
     priority = "sponsorship" if number < 3 else "house" if number >= CAMPAIGNS - 5 else "standard"
     return {
-        "id": f"campaign-{number:02}",
+        "id": campaign_id(number),
         "name": f"Campaign {number}",
         "advertiser": f"Advertiser {number % 17}",
         "priority": priority,
@@ -53,13 +83,13 @@ def _targeting(number: int) -> dict[str, list[str]]:
     return {name: sorted(set(values)) for name, values in targeting.items()}
 
 
-def _creative(creative_id: str, weight: int) -> dict[str, Any]:
+def _creative(creative_id: str, weight: int, width: int = 728, height: int = 90) -> dict[str, Any]:
     return {
         "id": creative_id,
-        "placement_size": [728, 90],
+        "placement_size": [width, height],
         "format": "image",
         "weight": weight,
-        "image_url": f"https://img.example.net/banners/2026/{creative_id}/728x90.webp",
+        "image_url": f"https://img.example.net/banners/2026/{creative_id}/{width}x{height}.webp",
         "alt": f"An offer of the season ({creative_id})",
         "landing_url": "https://shop.example.net/landing?utm_source=ads&c={click_id}",
     }

@@ -7,13 +7,19 @@ import json
 import re
 import shutil
 import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from perf.macro import cpu
 from perf.macro.errors import Missing, RunError
 from perf.macro.servers import Server
 from perf.macro.traffic import Request
 
+# adcore and the peers write their logs within this, or a share of their second that costs next to nothing.
+SETTLE_S = 0.2
 _RATE = re.compile(r"finished in [^,]+, ([0-9.]+) req/s")
 _REQUESTS = re.compile(r"requests: (\d+) total, \d+ started, (\d+) done, (\d+) succeeded, (\d+) failed, (\d+) errored")
 
@@ -35,6 +41,8 @@ class Open(NamedTuple):
     """Due and not answered when the last request was due."""
     late_p99: float
     """How late the load itself sent, on a free connection."""
+    requests: int
+    """Answered."""
 
 
 class H2load:
@@ -80,26 +88,75 @@ class MixedLoad:
         outcome = self._run(server, "-n", str(count))
         return Closed(count, count / outcome["seconds"])
 
-    def open(self, server: Server, rate: float, seconds: float) -> Open:
-        return parse_open(self._run(server, "-rate", str(rate), "-seconds", str(seconds)), rate)
+    def open(self, server: Server, rate: float, seconds: float) -> tuple[Open, cpu.Usage]:
+        """What came of it, and what it cost: without the connections, which are open before and after."""
+        command = self._command(server, "-hold", "-rate", str(rate), "-seconds", str(seconds))
+        with holding(server, self.core, command) as go_on:
+            before = server.usage()
+            outcome = checked(server, go_on())
+            # What is still on its way to the log is part of the price.
+            time.sleep(SETTLE_S)
+            after = server.usage()
+        return parse_open(outcome, rate), cpu.difference(before, after)
 
     def _run(self, server: Server, *options: str) -> dict[str, Any]:
-        command = [
+        return checked(server, run(server, self.core, self._command(server, *options)))
+
+    def _command(self, server: Server, *options: str) -> list[str]:
+        return [
             *(str(self.binary), "-connect", server.address, "-requests", str(self.requests)),
             *("-connections", str(self.connections), *options),
         ]
-        outcome: dict[str, Any] = json.loads(run(server, self.core, command))
-        wrong = {status: count for status, count in outcome["statuses"].items() if status != "200"}
-        if wrong:
-            raise RunError(f"{server.name} answered {wrong}")
-        return outcome
+
+
+def checked(server: Server, text: str) -> dict[str, Any]:
+    """What the load in Go prints. Raises RunError unless every answer was a 200."""
+    outcome: dict[str, Any] = json.loads(text)
+    wrong = {status: count for status, count in outcome["statuses"].items() if status != "200"}
+    if wrong:
+        raise RunError(f"{server.name} answered {wrong}")
+    return outcome
+
+
+@contextmanager
+def holding(server: Server, core: int, command: list[str]) -> Iterator[Callable[[], str]]:
+    """The load, connected; a call runs it and returns its result. Then it stays connected. Raises RunError."""
+    with subprocess.Popen(
+        ["taskset", "-c", str(core), *command],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        stdin, stdout, stderr = process.stdin, process.stdout, process.stderr
+
+        def read() -> str:
+            line = stdout.readline()
+            if not line:
+                raise RunError(f"{server.name}: {stderr.read().strip()[-300:]} {server.failure()}".strip())
+            return line
+
+        def go_on() -> str:
+            stdin.write("\n")
+            stdin.flush()
+            return read()
+
+        try:
+            read()  # it is connected
+            yield go_on
+        finally:
+            process.kill()
 
 
 def parse_open(outcome: dict[str, Any], rate: float) -> Open:
     asked = outcome["requests"] + outcome["unanswered"]
     # What is on its way when the clock stops is no backlog: the connections, or a hundredth.
     kept_up = outcome["unanswered"] == 0 and outcome["backlog"] <= max(outcome["connections"], asked / 100)
-    return Open(rate, outcome["latency_us"], kept_up, outcome["backlog"], outcome["late_p99_us"])
+    late_p99 = outcome["late_p99_us"]
+    return Open(rate, outcome["latency_us"], kept_up, outcome["backlog"], late_p99, outcome["requests"])
 
 
 def run(server: Server, core: int, command: list[str]) -> str:

@@ -1,7 +1,8 @@
-"""The results as a picture: CPU per request beside nginx's, and latency at each rate."""
+"""The results as a picture: CPU per request beside nginx's, the same at each rate, and latency at each rate."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from perf.macro.results import FLOOR, ClosedSummary, OpenSummary
 
@@ -25,15 +26,25 @@ def draw(
     from matplotlib import pyplot
 
     rates = list(dict.fromkeys(one.rate for one in opened))
+    heights = [5.5] * (bool(closed) + bool(rates)) + [3.2] * len(rates)
     figure, all_axes = pyplot.subplots(
-        1 + len(rates),
-        1,
-        figsize=(10, 5.5 + 3.2 * len(rates)),
-        height_ratios=[5.5, *[3.2] * len(rates)],
-        squeeze=False,
-        layout="constrained",
+        len(heights), 1, figsize=(10, sum(heights)), height_ratios=heights, squeeze=False, layout="constrained"
     )
-    axes = all_axes[0][0]
+    panels = [row[0] for row in all_axes]
+    if closed:
+        _draw_closed(panels.pop(0), closed, labels)
+    if rates:
+        _draw_rates(panels.pop(0), opened, labels)
+    for axes, rate in zip(panels, rates, strict=True):
+        _draw_latencies(axes, rate, [one for one in opened if one.rate == rate], labels)
+        if rate == rates[0]:
+            axes.legend(loc="upper right")
+    figure.suptitle(title)
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
+
+
+def _draw_closed(axes: Any, closed: Sequence[ClosedSummary], labels: Mapping[str, str]) -> None:
     names = list(dict.fromkeys(one.contender for one in closed))
     mixes = list(dict.fromkeys(one.mix for one in closed))
     height = 0.8 / max(len(mixes), 1)
@@ -49,25 +60,38 @@ def draw(
         axes.barh(0, 0, color=COLOURS[mix], label=mix)
     axes.set_yticks(range(len(names)), [labels[name] for name in names])
     axes.invert_yaxis()
-    if closed:
-        # Room for the figures beside the longest bar.
-        axes.set_xlim(0, max(one.cpu_us.high for one in closed) * 1.4)
-    axes.set_xlabel("µs of CPU per request, median and range of the rounds")
+    # Room for the figures beside the longest bar.
+    axes.set_xlim(0, max(one.cpu_us.high for one in closed) * 1.4)
+    axes.set_xlabel("µs of CPU per request in the closed loop, median and range of the rounds")
     axes.legend(loc="upper right")
-    for panel, rate in enumerate(rates, 1):
-        axes = all_axes[panel][0]
-        here = [one for one in opened if one.rate == rate]
-        for shift, (name, colour) in enumerate(SHADES.items()):
-            places = [number + (shift - 1) * 0.27 for number in range(len(here))]
-            axes.barh(places, [one.latency_us[name] for one in here], 0.27, color=colour, label=name)
-        axes.set_yticks(
-            range(len(here)), [labels[one.contender] + ("" if one.kept_up else " (falls behind)") for one in here]
-        )
-        axes.invert_yaxis()
-        axes.set_xscale("log")
-        axes.set_xlabel(f"µs from when it was due, at {rate:,.0f} requests/s")
-        if panel == 1:
-            axes.legend(loc="upper right")
-    figure.suptitle(title)
-    figure.savefig(path, metadata={"Date": None})
-    pyplot.close(figure)
+
+
+def _draw_rates(axes: Any, opened: Sequence[OpenSummary], labels: Mapping[str, str]) -> None:
+    for number, name in enumerate(dict.fromkeys(one.contender for one in opened)):
+        here = [one for one in opened if one.contender == name]
+        medians = [one.cpu_us.median for one in here]
+        ranges = [
+            [one.cpu_us.median - one.cpu_us.low for one in here],
+            [one.cpu_us.high - one.cpu_us.median for one in here],
+        ]
+        axes.errorbar([one.rate for one in here], medians, ranges, label=labels[name], marker="osD^vP*Xh"[number % 9])
+    axes.set_xscale("log")
+    rates = sorted({one.rate for one in opened})
+    axes.set_xticks(rates, [f"{rate:,.0f}" for rate in rates])
+    axes.minorticks_off()
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("requests/s")
+    axes.set_ylabel("µs of CPU per request, median and range of the rounds")
+    axes.legend(loc="upper right")
+
+
+def _draw_latencies(axes: Any, rate: float, here: Sequence[OpenSummary], labels: Mapping[str, str]) -> None:
+    for shift, (name, colour) in enumerate(SHADES.items()):
+        places = [number + (shift - 1) * 0.27 for number in range(len(here))]
+        axes.barh(places, [one.latency_us[name] for one in here], 0.27, color=colour, label=name)
+    axes.set_yticks(
+        range(len(here)), [labels[one.contender] + ("" if one.kept_up else " (falls behind)") for one in here]
+    )
+    axes.invert_yaxis()
+    axes.set_xscale("log")
+    axes.set_xlabel(f"µs from when it was due, at {rate:,.0f} requests/s")

@@ -1,7 +1,9 @@
 """The contenders: how each is started, pinned to one core, and stopped.
 
 Each is set up as its users would tune it: one worker, no access log, uvloop where there is a choice, GOMAXPROCS=1 and
-a GOGC that trades a little memory for less collecting. All get the same inventory and write their log on disk.
+a GOGC that trades a little memory for less collecting. All get the same inventory and write their log on disk. adcore
+does besides what it does for its users: it polls its store, exchanges counts through a memcached and has a listener for
+operators.
 """
 
 import json
@@ -22,11 +24,15 @@ from typing import NamedTuple
 from perf.macro import cpu, inventory, traffic
 from perf.macro.errors import Missing, RunError
 from perf.macro.golang import Go
+from perf.macro.memcached import Memcached
 from perf.macro.peers.job import Job
 
 ROOT = Path(__file__).parents[2]
 # Only how long to wait before a start or a stop is called failed.
 PATIENCE_S = 20.0
+# Three times this, with less than a fiftieth of a core, is rest.
+REST_S = 0.2
+REST_PATIENCE_S = 10.0
 # sun_path of unix(7), without its NUL.
 SOCKET_PATH_BYTES_MAX = 107
 
@@ -45,6 +51,8 @@ class Setup(NamedTuple):
     parts: list[Part]
     address: str
     log: Path | None
+    rest_s: float = 0.0
+    """How long after its start it does what it then has behind it."""
 
 
 @dataclass
@@ -54,11 +62,16 @@ class Bench:
     folder: Path
     server_core: int
     go: Go
+    campaigns: int = inventory.CAMPAIGNS
+    """How many adcore has. The peers never get more than those of the placement that is asked for."""
+    refresh_s: float = 5.0
     body: bytes = b""
     """An answer of the usual size, for nginx to return."""
     inventory: Path = field(init=False)
+    store: Path = field(init=False)
     source: str = field(init=False)
     key: str = field(init=False)
+    memcached: Memcached = field(init=False)
     starts: int = 0
 
     def __post_init__(self) -> None:
@@ -66,14 +79,18 @@ class Bench:
             raise RunError(f"{self.folder} is too long a path for unix sockets in it: set TMPDIR to a shorter one")
         self.inventory = self.folder / "inventory.json"
         self.inventory.write_text(json.dumps(inventory.document()))
-        self.source = f"sqlite:///{self.folder}/ads.db"
+        self.store = self.folder / "ads.db"
+        self.source = f"sqlite://{self.store}"
+        self.memcached = Memcached(self.folder)
         self.key = secrets.token_hex(32)
         self.body = usual_answer(self.key)
 
     def apply(self) -> None:
         """Put the inventory into the store that adcore serves from."""
+        everything = self.folder / "everything.json"
+        everything.write_text(json.dumps(inventory.document(self.campaigns)))
         applied = subprocess.run(
-            [sys.executable, "-m", "adtools", "apply", "--source", self.source, str(self.inventory)],
+            [sys.executable, "-m", "adtools", "apply", "--source", self.source, str(everything)],
             env=environment({}),
             capture_output=True,
             text=True,
@@ -131,10 +148,10 @@ class Server:
                     start_new_session=True,
                 )
 
-    def cpu_seconds(self) -> dict[str, float]:
-        """By part."""
+    def usage(self) -> cpu.Usage:
+        """Of all its programs, with the processes that these have started."""
         try:
-            return {name: cpu.seconds(cpu.family(process.pid)) for name, process in self.processes.items()}
+            return cpu.total(cpu.usage(process.pid) for process in self.processes.values())
         except FileNotFoundError as error:
             raise RunError(f"{self.name}: a process ended while it was measured ({error})") from None
 
@@ -146,6 +163,16 @@ class Server:
         if self.log is not None and self.log.exists():
             os.truncate(self.log, 0)
         return self.log_bytes()
+
+    def wait_for_rest(self) -> None:
+        """Until it has done what it does after its start (or has had time for that): a table read, a file written."""
+        time.sleep(self._setup.rest_s)
+        deadline_monotonic = time.monotonic() + REST_PATIENCE_S
+        quiet = 0
+        while quiet < 3 and time.monotonic() < deadline_monotonic:
+            before = sum(self.usage().seconds.values())
+            time.sleep(REST_S)
+            quiet = quiet + 1 if sum(self.usage().seconds.values()) - before < REST_S / 50 else 0
 
     def failure(self) -> str:
         """Why it does not run any more; "" while it does."""
@@ -228,13 +255,13 @@ def nginx_static(bench: Bench, folder: Path) -> Setup:
 
 
 def adcore_unix(bench: Bench, folder: Path) -> Setup:
-    return Setup([_adcore(bench, folder, "--unix", f"{folder}/s")], f"unix:{folder}/s", folder / "delivery.log")
+    return _adcore_setup(bench, folder, [_adcore(bench, folder, "--unix", f"{folder}/s")], f"unix:{folder}/s")
 
 
 def adcore_tcp(bench: Bench, folder: Path) -> Setup:
     port = free_port()
     part = _adcore(bench, folder, "--host", "127.0.0.1", "--port", str(port), "--trusted-peers", "127.0.0.0/8")
-    return Setup([part], f"127.0.0.1:{port}", folder / "delivery.log")
+    return _adcore_setup(bench, folder, [part], f"127.0.0.1:{port}")
 
 
 def adcore_behind_nginx(bench: Bench, folder: Path) -> Setup:
@@ -248,11 +275,8 @@ def adcore_behind_nginx(bench: Bench, folder: Path) -> Setup:
             proxy_set_header X-Forwarded-For "";
         }"""
     upstream = f"upstream adcore {{ server unix:{folder}/ad.sock; keepalive 32; }}"
-    return Setup(
-        [_adcore(bench, folder, "--unix", f"{folder}/ad.sock"), _nginx(folder, location, upstream)],
-        f"unix:{folder}/s",
-        folder / "delivery.log",
-    )
+    parts = [_adcore(bench, folder, "--unix", f"{folder}/ad.sock"), _nginx(folder, location, upstream)]
+    return _adcore_setup(bench, folder, parts, f"unix:{folder}/s")
 
 
 def go_nethttp(bench: Bench, folder: Path) -> Setup:
@@ -305,8 +329,17 @@ def free_port() -> int:
         return port
 
 
+def _adcore_setup(bench: Bench, folder: Path, parts: list[Part], address: str) -> Setup:
+    # The process that polls the store is started with the first poll, an interval after the first table.
+    return Setup(parts, address, folder / "delivery.log", rest_s=bench.refresh_s)
+
+
 def _adcore(bench: Bench, folder: Path, *listener: str) -> Part:
-    command = [sys.executable, "-m", "adcore", "--source", bench.source, "--state-dir", str(folder), *listener]
+    command = [
+        *(sys.executable, "-m", "adcore", "--source", bench.source, "--state-dir", str(folder), *listener),
+        *("--refresh", str(bench.refresh_s), "--memcached", bench.memcached.address()),
+        *("--control", f"unix:{folder}/c"),
+    ]
     return Part("adcore", command, {})
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from perf.macro.results import PERCENTILES, ClosedSummary, OpenSummary, Spread
+from perf.macro.results import FLOOR, PEER, PERCENTILES, ClosedSummary, OpenSummary, Spread
 
 MIXES = {"same": "one request again and again (h2load)", "mixed": "mixed requests (load/main.go)"}
 
@@ -28,6 +28,19 @@ def open_table(summaries: Sequence[OpenSummary], labels: Mapping[str, str]) -> s
         figures = [f"{one.latency_us[name]:,.0f}" for name in PERCENTILES]
         rows.append((f"{one.rate:,.0f}", labels[one.contender], *figures, "" if one.kept_up else "does not keep up"))
     return f"Open loop, mixed requests, from when each was due: medians of the rounds\n{_align(rows)}"
+
+
+def rates_table(summaries: Sequence[OpenSummary], labels: Mapping[str, str]) -> str:
+    """What a request costs at each rate, and what part of it each program has."""
+    rows: list[tuple[str, ...]] = [
+        ("requests/s", "", "CPU µs/request", "times nginx", "times net/http", "switches: voluntary", "involuntary")
+    ]
+    for one in summaries:
+        ratios = [_spread(one.cpu_ratios[name], 2) if name in one.cpu_ratios else "-" for name in (FLOOR, PEER)]
+        switches = f"{one.voluntary.median:.2f}", f"{one.involuntary.median:.2f}"
+        rows.append((f"{one.rate:,.0f}", labels[one.contender], _spread(one.cpu_us, 1), *ratios, *switches))
+        rows += [("", f"  of it {part}", _spread(parts, 1), "", "", "", "") for part, parts in one.parts_us.items()]
+    return f"Open loop, mixed requests, CPU of all processes: median (lowest to highest round)\n{_align(rows)}"
 
 
 def missing_table(missing: Mapping[str, str]) -> str:

@@ -23,14 +23,14 @@ from adcore.core.calendar import Calendar
 from adcore.core.decision import Decision, decide
 from adcore.deliverylog.record import RECORDS, Impression
 from adcore.render import CompiledDecision
-from perf.macro import check, cpu, inventory, table, traffic
+from perf.macro import changes, check, cpu, inventory, table, traffic
 from perf.macro.errors import Missing, RunError
 from perf.macro.golang import Go
 from perf.macro.load import Closed, parse_h2load, parse_open
 from perf.macro.peers import job as peer
 from perf.macro.results import ClosedSample, OpenSample, Spread, summarise_closed, summarise_open, to_object
 from perf.macro.servers import CONTENDERS, usual_answer
-from tests.process import PATIENCE_S, ROOT, wait_for
+from tests.process import PATIENCE_S, ROOT, adctl, wait_for
 from tests.services import SEARCH, program
 
 KEY = b"k" * 32
@@ -84,6 +84,31 @@ def test_latencies_are_listed_rate_by_rate() -> None:
     assert [(one.rate, one.contender) for one in summarise_open(samples)] == [(1, "a"), (1, "b"), (2, "a"), (2, "b")]
 
 
+def at_rate(round_number: int, contender: str, p99: float, **cpu_us: float) -> OpenSample:
+    return opened(round_number, p99, 900)._replace(contender=contender, cpu_us=cpu_us, voluntary=1.0, involuntary=0.5)
+
+
+def test_cpu_at_a_rate_is_divided_by_that_of_nginx_and_of_nethttp_in_the_same_round() -> None:
+    samples = [
+        at_rate(0, "nginx", 50, nginx=10.0),
+        at_rate(0, "nethttp", 100, nethttp=40.0),
+        at_rate(0, "adcore", 110, adcore=50.0, loader=10.0),
+        at_rate(1, "nginx", 50, nginx=20.0),
+        at_rate(1, "nethttp", 300, nethttp=80.0),
+        at_rate(1, "adcore", 400, adcore=80.0),
+    ]
+    nginx, _, adcore = summarise_open(samples)
+    assert adcore.cpu_us == Spread(70.0, 60.0, 80.0)
+    assert adcore.parts_us == {"adcore": Spread(65.0, 50.0, 80.0), "loader": Spread(5.0, 0.0, 10.0)}
+    assert adcore.cpu_ratios == {"nginx": Spread(5.0, 4.0, 6.0), "nethttp": Spread(1.25, 1.0, 1.5)}
+    # ... and latencies by the median over the rounds.
+    assert adcore.latency_ratios["p99"] == Spread(1.275, 0.55, 2.0)
+    assert (adcore.voluntary.median, adcore.involuntary.median) == (1.0, 0.5)
+    assert (nginx.parts_us, nginx.cpu_ratios["nginx"]) == ({}, Spread(1.0, 1.0, 1.0))
+    alone = summarise_open(samples[2:3])[0]
+    assert (alone.cpu_ratios, alone.latency_ratios) == ({}, {})
+
+
 def test_named_tuples_are_objects_in_the_json() -> None:
     assert to_object([Spread(1.0, 0.12345, 2.0)]) == [{"median": 1.0, "low": 0.123, "high": 2.0}]
 
@@ -102,6 +127,11 @@ def test_the_tables() -> None:
         "Open loop, mixed requests, from when each was due: medians of the rounds\n"
         "requests/s  latency in µs  p50  p99  p99.9  max\n"
         "1,000       adcore         10   100  200    900  does not keep up"
+    )
+    assert table.rates_table(summarise_open([at_rate(0, "adcore", 100, adcore=30.0)]), labels) == (
+        "Open loop, mixed requests, CPU of all processes: median (lowest to highest round)\n"
+        "requests/s          CPU µs/request  times nginx  times net/http  switches: voluntary  involuntary\n"
+        "1,000       adcore  30.0            -            -               1.00                 0.50"
     )
 
 
@@ -126,6 +156,65 @@ def test_the_family_of_a_process_and_its_time() -> None:
             os.killpg(process.pid, signal.SIGKILL)
     with pytest.raises(FileNotFoundError):
         cpu.seconds([process.pid])
+
+
+SPENDING = """
+import os, sys, time
+def spin(seconds):
+    while time.process_time() < seconds: pass
+if not os.fork():
+    spin(0.1)
+    sys.exit()
+os.wait()
+print("up", flush=True)
+sys.stdin.readline()
+started = time.process_time()
+for _ in range(50): time.sleep(0.001)
+print(time.process_time() - started, flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_the_usage_of_a_process_has_nanoseconds_its_ended_children_and_its_switches() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", SPENDING], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            process.stdout.readline()
+            before = cpu.usage(process.pid)
+            assert before.seconds[cpu.ENDED] >= 0.09  # to a tick
+            process.stdin.write("\n")
+            own_s = float(process.stdout.readline())
+            used = cpu.difference(before, cpu.usage(process.pid))
+        finally:
+            process.kill()
+    [(name, seconds)] = used.seconds.items()
+    assert name == Path(sys.executable).name
+    # 50 sleeps take two milliseconds: a fifth of a tick, and all of it is seen from outside.
+    assert own_s <= seconds < own_s + 0.005
+    assert used.voluntary >= 50
+    with pytest.raises(FileNotFoundError):
+        cpu.usage(process.pid)
+
+
+def test_a_child_that_ended_between_two_readings_is_counted_once() -> None:
+    before = cpu.Usage({"adcore": 1.0, "loader": 0.3, cpu.ENDED: 0.1}, 10, 1)
+    after = cpu.Usage({"adcore": 1.5, "bank": 0.2, cpu.ENDED: 0.6}, 15, 3)
+    used = cpu.difference(before, after)
+    assert used.seconds == pytest.approx({"adcore": 0.5, "bank": 0.2, cpu.ENDED: 0.2})
+    assert used[1:] == (5, 2)
+    assert cpu.total([before, after]).seconds == {"adcore": 2.5, "loader": 0.3, "bank": 0.2, cpu.ENDED: 0.7}
+
+
+@pytest.mark.parametrize("words", [["sleep", "60"], [sys.executable, "-m", "http.server", "--bind", "127.0.0.1", "0"]])
+def test_a_python_module_is_a_program_of_its_own(words: list[str]) -> None:
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            wait_for(lambda: cpu.program(process.pid) == ("sleep" if words[0] == "sleep" else "http.server"))
+        finally:
+            process.kill()
 
 
 def test_the_time_of_one_core(tmp_path: Path) -> None:
@@ -208,6 +297,38 @@ def test_the_inventory_is_valid_and_has_50_candidates() -> None:
     adtable = build_table(inventory.document(), revision=1)
     assert adtable.rejected == ()
     assert len(adtable.placements[inventory.PLACEMENT].campaigns) == 50
+
+
+def test_a_hundred_times_as_many_campaigns_are_the_same_candidates_of_the_placement_that_is_asked_for() -> None:
+    few, many = inventory.document(), inventory.document(inventory.CAMPAIGNS_MANY)
+    assert many["campaigns"][: inventory.CAMPAIGNS] == few["campaigns"]
+    adtable = build_table(many, revision=1)
+    assert adtable.rejected == ()
+    assert adtable.creative_count == inventory.creatives(many) == 9967
+    assert len(adtable.campaigns) == inventory.CAMPAIGNS_MANY
+    candidates = adtable.placements[inventory.PLACEMENT].campaigns
+    assert {campaign.id for campaign in candidates} == {campaign["id"] for campaign in few["campaigns"]}
+
+
+def test_changes_reach_the_store_while_a_load_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(changes, "FIRST_S", 0.0)
+    monkeypatch.setattr(changes, "EVERY_S", 0.01)
+    document = tmp_path / "inventory.json"
+    document.write_text(json.dumps(inventory.document(60)))
+    source = f"sqlite://{tmp_path}/ads.db"
+    assert adctl("apply", "--source", source, str(document)).returncode == 0
+
+    def weights() -> dict[str, int]:
+        exported = json.loads(adctl("export", "--source", source).stdout)
+        return {campaign["id"]: campaign["weight"] for campaign in exported["campaigns"]}
+
+    before = weights()
+    with changes.changing(tmp_path / "ads.db", 60):
+        wait_for(lambda: weights() != before)
+    after = weights()
+    changed = {name for name in before if before[name] != after[name]}
+    assert "campaign-01" in changed  # a candidate
+    assert changed <= before.keys() == after.keys()
 
 
 def test_the_peers_decide_as_adcore_does() -> None:
@@ -362,7 +483,6 @@ def test_a_small_run(tmp_path: Path) -> None:
     """What the load in Go would add is missing on a machine without Go, and named."""
     program("nginx", "nginx")
     program("h2load", "nghttp2-client")
-    # nginx needs 5 µs for one, and the kernel counts CPU time in hundredths of a second.
     options = ("--quick", "--only", "nginx,adcore", "--requests", "20000", "--seconds", "0.2", "--allow-missing")
     with running(tmp_path, *options) as process:
         out, errors = process.communicate(timeout=6 * PATIENCE_S)
@@ -376,8 +496,36 @@ def test_a_small_run(tmp_path: Path) -> None:
     assert same["adcore"]["per_second"]["median"] > 0
     assert found["body_bytes"]["nginx"] == pytest.approx(found["body_bytes"]["adcore"], rel=0.03)
     if shutil.which("go", path=SEARCH):
-        assert {one["contender"] for one in found["open"]} == {"nginx", "adcore"}
+        at_rates = {one["contender"]: one for one in found["open"]}
+        assert at_rates.keys() == {"nginx", "adcore"}
+        assert at_rates["adcore"]["cpu_us"]["median"] > 0
+        assert at_rates["adcore"]["cpu_ratios"]["nginx"]["median"] > 1
+        assert at_rates["adcore"]["voluntary"]["median"] > 0
     assert left_over(tmp_path) == []
+
+
+def test_a_small_run_with_changes(tmp_path: Path) -> None:
+    """Of the load at fixed rates only, so nothing is left to measure on a machine without Go."""
+    program("nginx", "nginx")
+    options = ("--quick", "--only", "nginx,adcore", "--requests", "3000", "--seconds", "1", "--changing")
+    with running(tmp_path, *options, "--allow-missing") as process:
+        _, errors = process.communicate(timeout=6 * PATIENCE_S)
+    assert process.returncode == 0, errors
+    [path] = (tmp_path / "results").glob("changing-*.json")
+    found = msgspec.json.decode(path.read_bytes())
+    assert found["settings"]["campaigns"] == inventory.CAMPAIGNS_MANY
+    assert found["closed"] == []
+    assert {one["contender"] for one in found["open"]} == (
+        {"nginx", "adcore"} if shutil.which("go", path=SEARCH) else set()
+    )
+    assert left_over(tmp_path) == []
+
+
+def test_a_run_that_would_measure_nothing_is_a_mistake(tmp_path: Path) -> None:
+    with running(tmp_path, "--no-closed", "--rates", "none") as process:
+        _, errors = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 2
+    assert "nothing to measure" in errors
 
 
 def test_what_is_missing_is_named_and_fails_the_run(tmp_path: Path) -> None:

@@ -4,9 +4,13 @@
 // anybody answers. A request that finds no free connection waits, and its latency counts from when it was due: a
 // server that stalls is charged for all that it kept waiting (no coordinated omission). The loop spins, so that the
 // load's own clock is never late by a sleep. The result is one JSON object on stdout.
+//
+// With -hold it says so when it is connected, and waits for a line on stdin, and does the same again behind the result:
+// so that the server can be looked at before the first request and after the last one, with all connections open.
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/binary"
 	"encoding/json"
@@ -112,6 +116,7 @@ func main() {
 	count := flag.Int("n", 0, "closed loop: so many requests")
 	rate := flag.Float64("rate", 0, "open loop: so many requests per second")
 	seconds := flag.Float64("seconds", 1, "open loop: for so long")
+	hold := flag.Bool("hold", false, "wait for a line on stdin before the first request and before the end")
 	flag.Parse()
 	log.SetFlags(0)
 	log.SetPrefix("load: ")
@@ -120,6 +125,11 @@ func main() {
 
 	load := &load{requests: read(*file), statuses: map[string]int{}}
 	load.connect(*address, *connections)
+	lines := bufio.NewReader(os.Stdin)
+	if *hold {
+		fmt.Println("connected")
+		await(lines)
+	}
 	if *rate > 0 {
 		load.open(*rate, *seconds)
 	} else {
@@ -142,6 +152,16 @@ func main() {
 	}
 	if err := json.NewEncoder(os.Stdout).Encode(outcome); err != nil {
 		log.Fatal(err)
+	}
+	if *hold {
+		await(lines)
+	}
+}
+
+// Wait for the next line; who started the load is gone when there is none.
+func await(lines *bufio.Reader) {
+	if _, err := lines.ReadString('\n'); err != nil {
+		log.Fatal("nobody waits for the result any more")
 	}
 }
 
