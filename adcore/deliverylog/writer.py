@@ -106,6 +106,8 @@ class LogWriter:
         self._before_batch = before_batch
         self.written: Counter[str] = Counter()
         self.bytes_written = 0
+        self.writes = 0
+        """How often the thread was asked for one, each with a lock and two switches between threads."""
         self.write_errors = 0
         self.last_error: str | None = None
         self.reopens = 0
@@ -193,6 +195,7 @@ class LogWriter:
             "dropped_late": dict(queue.dropped_late),
             "written": dict(self.written),
             "written_bytes": self.bytes_written,
+            "writes": self.writes,
             "write_errors": self.write_errors,
             "last_error": self.last_error,
             "reopens": self.reopens,
@@ -225,6 +228,7 @@ class LogWriter:
         loop = asyncio.get_running_loop()
         failures = 0
         while self._offset < len(self._data):
+            self.writes += 1
             try:
                 count, offset = await loop.run_in_executor(self._thread, self._write_rest)
             except OSError as error:

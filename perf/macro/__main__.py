@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     finally:
         if run is not None:
-            run.bench.memcached.close()
+            run.bench.running.close()
         shutil.rmtree(folder, ignore_errors=True)
     return 1 if run.missing and not options.allow_missing else 0
 

@@ -7,6 +7,7 @@ facet of most of them and several remain to draw from. A fifth has a goal, far e
 reached. None has a frequency cap: its signed cookie is adcore's own, and no peer would be asked for one.
 """
 
+import json
 from typing import Any
 
 PLACEMENT = "top"
@@ -36,6 +37,11 @@ def document(campaigns: int = CAMPAIGNS) -> dict[str, Any]:
 
 def campaign_id(number: int) -> str:
     return f"campaign-{number:02}"
+
+
+def as_json(campaigns: int = CAMPAIGNS) -> str:
+    """The same as a file has it."""
+    return json.dumps(document(campaigns))
 
 
 def creatives(document: dict[str, Any]) -> int:

@@ -6,7 +6,6 @@ does besides what it does for its users: it polls its store, exchanges counts th
 operators.
 """
 
-import json
 import os
 import secrets
 import shutil
@@ -16,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -24,8 +23,8 @@ from typing import NamedTuple
 from perf.macro import cpu, inventory, traffic
 from perf.macro.errors import Missing, RunError
 from perf.macro.golang import Go
-from perf.macro.memcached import Memcached
 from perf.macro.peers.job import Job
+from tests import services
 
 ROOT = Path(__file__).parents[2]
 # Only how long to wait before a start or a stop is called failed.
@@ -71,24 +70,25 @@ class Bench:
     store: Path = field(init=False)
     source: str = field(init=False)
     key: str = field(init=False)
-    memcached: Memcached = field(init=False)
     starts: int = 0
+    running: ExitStack = field(default_factory=ExitStack)
+    """What contenders use, and what is none of them: to be closed at the end."""
+    _memcached: str = ""
 
     def __post_init__(self) -> None:
         if len(os.fsencode(f"{self.folder}/9999/ad.sock")) > SOCKET_PATH_BYTES_MAX:
             raise RunError(f"{self.folder} is too long a path for unix sockets in it: set TMPDIR to a shorter one")
         self.inventory = self.folder / "inventory.json"
-        self.inventory.write_text(json.dumps(inventory.document()))
+        self.inventory.write_text(inventory.as_json())
         self.store = self.folder / "ads.db"
         self.source = f"sqlite://{self.store}"
-        self.memcached = Memcached(self.folder)
         self.key = secrets.token_hex(32)
         self.body = usual_answer(self.key)
 
     def apply(self) -> None:
         """Put the inventory into the store that adcore serves from."""
         everything = self.folder / "everything.json"
-        everything.write_text(json.dumps(inventory.document(self.campaigns)))
+        everything.write_text(inventory.as_json(self.campaigns))
         applied = subprocess.run(
             [sys.executable, "-m", "adtools", "apply", "--source", self.source, str(everything)],
             env=environment({}),
@@ -98,6 +98,15 @@ class Bench:
         )
         if applied.returncode:
             raise RunError(f"adctl apply: {applied.stderr.strip()}")
+
+    def memcached(self) -> str:
+        """The address of one that runs, on the cores of this process. Raises Missing."""
+        if not self._memcached:
+            if shutil.which("memcached") is None:
+                raise Missing("memcached is not installed (Debian: memcached)")
+            service = self.running.enter_context(services.memcached(self.folder))
+            self._memcached = f"unix:{service.path}"
+        return self._memcached
 
     def new_folder(self) -> Path:
         self.starts += 1
@@ -337,7 +346,7 @@ def _adcore_setup(bench: Bench, folder: Path, parts: list[Part], address: str) -
 def _adcore(bench: Bench, folder: Path, *listener: str) -> Part:
     command = [
         *(sys.executable, "-m", "adcore", "--source", bench.source, "--state-dir", str(folder), *listener),
-        *("--refresh", str(bench.refresh_s), "--memcached", bench.memcached.address()),
+        *("--refresh", str(bench.refresh_s), "--memcached", bench.memcached()),
         *("--control", f"unix:{folder}/c"),
     ]
     return Part("adcore", command, {})

@@ -93,6 +93,28 @@ def test_every_record_is_written_in_order(tmp_path: Path, form: str) -> None:
     assert read(path) == records
 
 
+@pytest.mark.parametrize("form", FORMATS)
+def test_records_that_come_within_the_pause_are_one_write_and_counted_as_one(tmp_path: Path, form: str) -> None:
+    calls = 0
+
+    def write(fd: int, data: bytes) -> int:
+        nonlocal calls
+        calls += 1
+        return os.write(fd, data)
+
+    async def main() -> None:
+        async with Running(tmp_path / "log", form, write=write) as log:
+            for number in range(50):
+                assert log.queue.put(click(number))
+                await asyncio.sleep(0)
+            await log.drained()
+            # The first pause of the writer may end at any moment of this, on a machine that stands still for so long.
+            assert 1 <= log.writer.writes == calls <= 2
+            assert log.writer.statistics()["writes"] == calls
+
+    run(main())
+
+
 class Faulty:
     """os.write that fails at its n-th call, or writes only some bytes of it."""
 
