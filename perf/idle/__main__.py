@@ -1,5 +1,7 @@
-"""What adcore takes while nobody asks for anything: CPU and memory of all its processes; `perf/run idle` sets up what
-this needs. See perf/README.rst."""
+"""CPU and memory of all of adcore's processes without a request; `perf/run idle` sets up the programs that this needs.
+
+See perf/README.rst.
+"""
 
 import argparse
 import json
@@ -40,7 +42,7 @@ class Member(NamedTuple):
     cpu_s: float
     pss_kib: int
     private_kib: int
-    """What nobody shares with it."""
+    """In pages that no other process has."""
 
 
 class Role(NamedTuple):

@@ -29,8 +29,9 @@ from perf.macro.results import ClosedSample, OpenSample, summarise_closed, summa
 from perf.macro.servers import CONTENDERS, ROOT, Bench, Contender, Server, serving
 
 CONNECTIONS = 32
-# With --changing.
+# With --changing: a turn has one change, and a poll each second.
 CHANGING_REFRESH_S = 1.0
+CHANGING: dict[str, Any] = {"seconds": changes.EVERY_S}
 # What the kernel itself and a clock tick at each end come to.
 QUIET_SHARE = 0.03
 # Spinning, the load sends within microseconds; more than this would show in a p99.
@@ -81,7 +82,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--requests", type=_count, help="per contender, round and mix in the closed loop (default: 100000)"
     )
     parser.add_argument("--rates", type=_rates, help="of the open loop, or none (default: 500,2000,5000,10000)")
-    parser.add_argument("--seconds", type=float, help="at each rate, contender and round (default: 5)")
+    parser.add_argument("--seconds", type=float, help="at each rate, contender and round (default: 5, --changing 4)")
     parser.add_argument("--no-closed", action="store_true", help="leave out the closed loop")
     parser.add_argument(
         "--changing",
@@ -97,7 +98,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--output", type=Path, default=ROOT / "perf" / "results", metavar="FOLDER", help="default: perf/results"
     )
     options = parser.parse_args(argv)
-    for name, value in (QUICK if options.quick else USUAL).items():
+    usual = QUICK if options.quick else {**USUAL, **CHANGING} if options.changing else USUAL
+    for name, value in usual.items():
         if getattr(options, name) is None:
             setattr(options, name, value)
     options.no_closed |= options.changing

@@ -51,7 +51,7 @@ class Setup(NamedTuple):
     address: str
     log: Path | None
     rest_s: float = 0.0
-    """How long after its start it does what it then has behind it."""
+    """How long after its first answer it still starts processes."""
 
 
 @dataclass
@@ -72,7 +72,7 @@ class Bench:
     key: str = field(init=False)
     starts: int = 0
     running: ExitStack = field(default_factory=ExitStack)
-    """What contenders use, and what is none of them: to be closed at the end."""
+    """Services that contenders use; close it at the end."""
     _memcached: str = ""
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""What a revision is held to: baseline.json, by Python's minor version, as each waits for its locks in its own way."""
+"""The counts that a revision may not exceed: baseline.json, by Python's minor version, which decides how it waits."""
 
 import json
 import sys
@@ -25,7 +25,7 @@ class NoBaseline(Exception):
 
 
 class Model(NamedTuple):
-    """What a server takes: so much per request, and so much per second in which requests come; by measure."""
+    """Counts of a server by measure: per request, and per second in which requests come."""
 
     per_request: dict[str, float]
     per_second: dict[str, float]

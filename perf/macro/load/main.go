@@ -158,10 +158,10 @@ func main() {
 	}
 }
 
-// Wait for the next line; who started the load is gone when there is none.
+// Wait for the next line of stdin, which ends with the program that started the load.
 func await(lines *bufio.Reader) {
 	if _, err := lines.ReadString('\n'); err != nil {
-		log.Fatal("nobody waits for the result any more")
+		log.Fatal("stdin has ended: the program that started this load is gone")
 	}
 }
 
