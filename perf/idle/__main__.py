@@ -142,6 +142,7 @@ def measure(folder: Path, workers: int, campaigns: int, settle_s: float, seconds
         before, started_monotonic = members(server), time.monotonic()
         time.sleep(seconds)
         after, ended_monotonic = members(server), time.monotonic()
+        server.stop()  # with its processes, so that none of them writes into the folder any more
         took_s = ended_monotonic - started_monotonic
         creatives = inventory.creatives(inventory.document(campaigns))
         return Result(workers, campaigns, creatives, took_s, by_role(before, after, took_s))

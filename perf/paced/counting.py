@@ -67,7 +67,10 @@ def served(folder: Path, launcher: Sequence[str] = ()) -> Iterator[Adcore]:
         with serving(state, *options, "--unix", f"{state}/ad.sock", address=address, launcher=launcher) as server:
             send(server, WARM_UP, 0.0)
             time.sleep(2 * REFRESH_S)  # the process that polls is started with the first poll
-            yield server
+            try:
+                yield server
+            finally:
+                server.stop()  # with its processes, so that none of them writes into the folder any more
 
 
 def send(server: Adcore, count: int, pause_s: float) -> float:
