@@ -293,15 +293,13 @@ class Delivery:
                 page_bytes += shown.answer.json_bytes // ANSWER_WEIGHT
             if not counts:
                 continue
-            if eligible is case.eligible:
-                of_visitor = case.packed or self._pack_case(slot, case)
-            else:
-                of_visitor = self._pack_visitor(case.facts, case.moment, eligible.excluded)
             if eligible is case.eligible and slot.kept:
+                of_visitor = case.packed or self._pack_case(case)
                 if not case.answers:
                     state.statistics.unread.append(case)
                 case.answers += 1
             else:
+                of_visitor = self._pack_visitor(case.facts, case.moment, eligible.excluded)
                 state.statistics.add_filled(slot.placement, 1, eligible.dropped)
             page_bytes += len(of_visitor)
             keep((self._of_table, shown.packed, of_visitor, network.field, user_field, chance, now, impression_id))
@@ -517,12 +515,11 @@ class Delivery:
         shown = self._shown[ad] = Shown(ad, answer, self.state.counters, self.tokens, packed)
         return shown
 
-    def _pack_case(self, slot: Slot, case: Case) -> bytes:
+    def _pack_case(self, case: Case) -> bytes:
+        """What the records of a case that is kept share: it names those kept back, mostly none, at times thousands."""
         packed = case.packed = self._pack_visitor(case.facts, case.moment, case.eligible.excluded)
-        if slot.kept:
-            # It names the campaigns that are kept back: mostly none, at times thousands.
-            case.size += len(packed) // CASE_BYTES
-            self._cases_size += len(packed) // CASE_BYTES
+        case.size += len(packed) // CASE_BYTES
+        self._cases_size += len(packed) // CASE_BYTES
         return packed
 
     def _pack_visitor(self, facts: Facts, moment: Moment, excluded: Mapping[str, str]) -> bytes:

@@ -145,7 +145,7 @@ class Drawing:
         """`live` are the campaigns, at least one."""
         self._weights = weights
         self._live = live
-        self.total = weights.weigh(live)
+        self.total = float(weights.weigh(live))
         """Of their weights."""
         self.dropped = dropped
         self._was_searched = False
@@ -162,14 +162,20 @@ class Drawing:
         """The ad at `draw`, a number in [0, 1), and the probability with which it is picked."""
         total = self.total
         point = draw * total
-        if not self._entrants:
+        entrants = self._entrants
+        if not entrants:
             if not self._was_searched:
                 self._was_searched = True
                 entrant, start = self._weights.search(self._live, point)
                 return _pick(entrant, point - start, total)
             self._draw_up()
+            entrants = self._entrants
         at = bisect_right(self._bounds, point)
-        return _pick(self._entrants[at], point - (self._bounds[at - 1] if at else 0.0), total)
+        entrant = entrants[at]
+        ads = entrant.ads
+        if len(ads) == 1:
+            return ads[0], entrant.campaign.weight / total
+        return _pick(entrant, point - (self._bounds[at - 1] if at else 0.0), total)
 
     def chances(self) -> Iterator[tuple[Ad, float]]:
         """Each ad, and the probability with which it is picked."""

@@ -123,10 +123,12 @@ class Eligible:
     @property
     def excluded(self) -> Excluded:
         excluded: Excluded = {}
-        if self._index is not None:
-            for reason, some in (*self._kept_back, (Reason.OTHERS_BEHIND, self._yielding)):
-                if some:
-                    excluded.update(dict.fromkeys(self._index.ids_in(some), reason))
+        index = self._index
+        if index is not None and self._kept_back:
+            for reason, some in self._kept_back:
+                excluded.update(dict.fromkeys(index.ids_in(some), reason))
+        if index is not None and self._yielding:
+            excluded.update(dict.fromkeys(index.ids_in(self._yielding), Reason.OTHERS_BEHIND))
         return excluded
 
     def without(self, capped: frozenset[str], taken: frozenset[str] | set[str]) -> "Eligible":
@@ -181,6 +183,8 @@ def find_eligible(
         return Eligible(placement_id, None, 0, 0, NOBODY_STANDS, ())
     mask, dropped = index.match(facts, moment)
     standing = index.standing(held) if held else NOBODY_STANDS
+    if not standing.held:
+        return Eligible(placement_id, index, mask, mask, standing, dropped)
     kept_back = standing.held_of(mask)
     left = mask
     for reason, some in kept_back:
