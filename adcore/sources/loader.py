@@ -1,10 +1,12 @@
 """The Reader in a process of its own, so that what it does never holds up a request.
 
 Reading, decoding and checking 100,000 creatives takes seconds. The process gives way to the server while that has a
-table to answer requests with, and ends after it has loaded one, so that its memory goes with it; between loads it is
-small.
+table to answer requests with. Loading leaves it large, so it ends once no other change has followed for a while, and
+the next look starts a small one. While changes keep coming it stays: a start takes more CPU than most of them.
 """
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -34,6 +36,10 @@ class Sources(msgspec.Struct, frozen=True):
 
 # A tenth of a core that the server fills, all of one that is idle. SCHED_IDLE would never come to an end on a full one.
 NICENESS = 10
+# A process that has loaded a table ends after this time without another. A start takes 0.4 s of CPU.
+REST_S = 60.0
+# ... or after this many tables, for the memory that each may leave in pieces.
+LOADS_MAX = 100
 # Instead of an Ask: keep the rows of the last offer.
 KEEP = b""
 
@@ -43,27 +49,47 @@ _encode = msgspec.msgpack.encode
 class Loader(Child):
     """The process, seen from the server; used like the Reader that it has."""
 
-    def __init__(self, sources: Sources) -> None:
+    def __init__(self, sources: Sources, clock_monotonic: Callable[[], float] = time.monotonic) -> None:
         super().__init__("adcore.sources.loader", "loader", _encode(sources), memory_bytes=sources.memory_bytes)
+        self._clock = clock_monotonic
+        self._loads = 0
+        """Of this process, and when the last one was."""
+        self._loaded_monotonic = float("-inf")
+
+    @property
+    def is_awake(self) -> bool:
+        return self.pid is not None
 
     def look(self, ask: Ask) -> tuple[Answer, list[bytes]]:
         """As Reader.look. Raises ChildError when the process ended."""
         with self._asking([_encode(ask)]) as pipe:
             answer = msgspec.msgpack.decode(self._read(pipe), type=Answer)
             parts = [self._read(pipe) for _ in range(answer.offer.parts)] if answer.offer is not None else []
+        if answer.offer is not None:
+            # A first table is the largest offer, and mostly no other one follows soon.
+            self._loads = self._loads + 1 if ask.compared is not None else LOADS_MAX
+            self._loaded_monotonic = self._clock()
+        elif self._loads:
+            self.rest()
         return answer, parts
 
     def keep(self) -> list[Note]:
-        """As Reader.keep. The process has done its work then."""
+        """As Reader.keep."""
         try:
             with self._asking([KEEP]) as pipe:
                 return msgspec.msgpack.decode(self._read(pipe), type=list[Note])
         finally:
-            self._end()
+            if self._loads >= LOADS_MAX:
+                self._end()
 
     def rest(self) -> None:
-        """End the process; the next look starts another one."""
-        self._end()
+        """End the process, unless it has loaded a table lately; the next look starts another one."""
+        if self._clock() - self._loaded_monotonic >= REST_S:
+            self._end()
+
+    def _end(self) -> int | None:
+        self._loads = 0
+        return super()._end()
 
 
 def main() -> None:

@@ -145,6 +145,9 @@ class Reader:
                 self._note("disk", error)
         return self._notes
 
+    is_awake = False
+    """Whether there is something that `rest` could end."""
+
     def rest(self) -> None:
         """The connections stay."""
 

@@ -51,8 +51,12 @@ class Looker(Protocol):
 
     def keep(self) -> list[Note]: ...
 
+    @property
+    def is_awake(self) -> bool:
+        """Whether there is something that `rest` could end."""
+
     def rest(self) -> None:
-        """Nothing will be asked for a while."""
+        """Another process looks."""
 
     def close(self) -> None: ...
 
@@ -201,8 +205,9 @@ class Refresher:
         """Find out whether there is something new, from another process or by a look."""
         if not self._learn_from_another():
             await self._refresh()
-        elif not self._follows:
-            self._follows = True
+            return
+        self._follows = True
+        if self._looker.is_awake:
             await self._in_thread(self._looker.rest)
 
     def _pause_s(self) -> float:

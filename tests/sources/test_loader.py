@@ -18,7 +18,7 @@ from adcore.sources import open_store
 from adcore.sources.archive import TableArchive
 from adcore.sources.child import Child, ChildError
 from adcore.sources.lastgood import LastGood
-from adcore.sources.loader import Loader, Sources
+from adcore.sources.loader import REST_S, Loader, Sources
 from adcore.sources.reader import Answer, Ask, Reader, apply_offer
 from tests.inventories import campaign, document, text_creative
 from tests.process import Adcore, adctl, ask, child_running, environment, serving, wait_for
@@ -130,12 +130,52 @@ def test_one_that_makes_no_progress_is_killed(loader: Loader, monkeypatch: pytes
         loader.look(NOTHING)
 
 
-def test_it_ends_after_a_load_so_that_its_memory_goes_with_it(loader: Loader) -> None:
+def test_it_ends_after_the_first_load_so_that_its_memory_goes_with_it(loader: Loader) -> None:
     loader.look(NOTHING)
     pid = pid_of(loader)
     loader.keep()
     assert loader.pid is None
     assert not is_there(pid)
+
+
+def change(loader: Loader, url: str, table: AdTable, offered: Answer, weight: int) -> tuple[AdTable, Answer]:
+    apply(url, campaign("a", weight=weight))
+    answer, parts = loader.look(about(table, offered))
+    table = after(table, answer, parts)
+    loader.keep()
+    return table, answer
+
+
+def test_it_stays_while_changes_keep_coming_and_ends_a_minute_later(loader: Loader, url: str) -> None:
+    now = 1000.0
+    loader._clock = lambda: now
+    offered, parts = loader.look(NOTHING)
+    table = after(EMPTY, offered, parts)
+    loader.keep()
+    pids = set()
+    for weight in (2, 3, 4):
+        table, offered = change(loader, url, table, offered, weight)
+        pids.add(loader.pid)
+        now += REST_S - 1
+        assert loader.look(about(table, offered))[0].fresh
+        loader.rest()
+        pids.add(loader.pid)
+    assert len(pids) == 1
+    now += 1
+    assert loader.look(about(table, offered))[0].fresh
+    assert loader.pid is None
+
+
+def test_it_ends_after_many_loads(loader: Loader, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("adcore.sources.loader.LOADS_MAX", 3)
+    offered, parts = loader.look(NOTHING)
+    table = after(EMPTY, offered, parts)
+    loader.keep()
+    awake = []
+    for weight in (2, 3, 4, 5):
+        table, offered = change(loader, url, table, offered, weight)
+        awake.append(loader.is_awake)
+    assert awake == [True, True, False, True]
 
 
 def test_what_is_meant_for_the_server_does_not_end_it(loader: Loader) -> None:
