@@ -50,8 +50,8 @@ _URL = (
     r"^(?i:https?)://(?:[A-Za-z0-9][A-Za-z0-9._-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?"
     r"(?:[/?#][!#-;=?-\[\]_a-~]*)?\Z"
 )
-# What a browser may be led to, whoever wrote it: another scheme runs, and a control character hides one.
-_WEB_URL = re.compile(r"(?i:https?)://[^\x00-\x1f\x7f-\x9f]+")
+# What a browser may be led to, whoever wrote it. Nothing stands before it: browsers skip spaces and control characters.
+_WEB_URL = re.compile(r"(?i:https?)://")
 
 Id = Annotated[
     str,
@@ -348,7 +348,7 @@ def to_document(inventory: Inventory) -> dict[str, Any]:
 
 def web_url(value: object) -> str:
     """`value` if it is an http or https URL, else "": for a URL that no `Url` has checked, where it is put out."""
-    return value if isinstance(value, str) and _WEB_URL.fullmatch(value) else ""
+    return value if isinstance(value, str) and _WEB_URL.match(value) else ""
 
 
 def normalise_word(text: str) -> str:

@@ -185,6 +185,15 @@ def test_no_form_is_made_of_a_number_alone(source: str) -> None:
     assert len(answer.context["inline_admin_formsets"][0].formset.forms) == 2
 
 
+def test_no_field_has_a_null_character(sqlite: str) -> None:
+    browser = project.client("administrator")
+    for page in ("/login/", "/preview/", SPRING, "/adcore/placement/add/", "/auth/user/add/", "/password_change/"):
+        for form in ({"a": "b\0c"}, {"a\0": "b"}):
+            answer = browser.post(page, form)
+            assert answer.status_code == 400, page
+            assert b"null character" in answer.content
+
+
 def test_who_has_not_logged_in_sends_little(sqlite: str) -> None:
     stranger = Client(SERVER_NAME="127.0.0.1")
     for page in ("/login/", "/preview/", "/adcore/campaign/add/", "/password/MQ/x-y/"):
