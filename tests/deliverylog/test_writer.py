@@ -74,6 +74,47 @@ class Running:
         await self.until(lambda: self.queue.bytes == 0)
 
 
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many of these tests wait for thousands of writes."""
+    monkeypatch.setattr(writer_module, "GATHER_S", 0.005)
+
+
+@pytest.mark.parametrize("end", ["enough", "close", "reopen"])
+def test_records_wait_for_others_until_there_are_enough_or_there_is_a_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    monkeypatch.setattr(writer_module, "GATHER_S", 3600.0)
+
+    async def main() -> None:
+        path = tmp_path / "log"
+        async with Running(path, "json") as running:
+            for _ in range(3):  # before each write, and not only before the first one
+                writes = running.writer.writes
+                number = 0
+                while running.queue.bytes < writer_module.GATHER_BYTES - 1024:
+                    running.queue.put(click(number))
+                    number += 1
+                    if number % 100 == 0:
+                        await asyncio.sleep(0)
+                await asyncio.sleep(0.01)
+                assert running.writer.writes == writes
+                if end == "close":
+                    break
+                if end == "reopen":
+                    running.writer.reopen()
+                else:
+                    for _ in range(10):
+                        running.queue.put(click(number))
+                        number += 1
+                await running.drained()
+                assert running.writer.writes == writes + 1
+        assert running.queue.bytes == 0
+        assert len(read(path)) >= number
+
+    run(main())
+
+
 @pytest.mark.parametrize("form", FORMATS)
 def test_every_record_is_written_in_order(tmp_path: Path, form: str) -> None:
     path = tmp_path / "log"
