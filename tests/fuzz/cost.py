@@ -8,6 +8,7 @@ Costs are counted in instructions, of which 7,500 stand for a microsecond
 """
 
 from collections.abc import Callable
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +33,7 @@ REQUEST_US = 250.0
 SLOT_US = 60.0
 # To match and draw one campaign of a placement that was not asked about before in this way.
 CAMPAIGN_US = 0.1
+PROXIES = tuple(map(ip_network, ("192.0.2.0/24", "10.0.0.0/8", "1.1.1.0/24", "::/0")))
 
 
 class Spent(NamedTuple):
@@ -64,6 +66,7 @@ class ColdServer:
         plain.NEWCOMERS = 256
         self.process = Process(folder, campaign("a"))
         self.process.handlers.cors_origins = frozenset({"https://www.example.com"})
+        self.process.handlers.delivery._trusted_peers = PROXIES
         built = build_table(table, revision=9)
         assert not built.rejected, built.rejected[:3]
         self.process.state.use(built, self.process.calendar.moment(NOW))

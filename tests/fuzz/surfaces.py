@@ -251,9 +251,9 @@ def _headers() -> Iterator[Surface]:
         return lambda payload: _get(where, name + b": " + payload.translate(table) + b"\r\n")
 
     hops = [
-        b"1.1.1.1," * 1000,
-        b"10.0.0.1, " * 1000,
-        b"::," * 2000,
+        b"1.1.1.1," * 1000 + b"1.1.1.1",
+        b"10.0.0.1, " * 1000 + b"10.0.0.1",
+        b"::," * 2000 + b"::",
         b"a," * 2000,
         b"," * 4000,
         b"1" * 9000,
@@ -274,7 +274,7 @@ def _headers() -> Iterator[Surface]:
         b"X-Forwarded-For": hops,
         b"X-Real-IP": hops,
         b"Forwarded": hops,
-        b"X-Country": [b"JP", b" " * 4000 + b"JP", "\xdf".encode()],
+        b"X-Country": [b"JP", b" " * 4000 + b"JP", b" " * 7000 + b"\x01", "\xdf".encode()],
         b"Cookie": cookies(),
         b"Sec-GPC": [b"1", b"1" * 4000],
         b"Origin": [b"https://www.example.com", b"https://" * 500],
