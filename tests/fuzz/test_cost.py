@@ -39,7 +39,7 @@ def assert_all_cheap(found: list[Found]) -> None:
         (Spent((7500 * 1200,), 1000, 0, 0), False),
         (Spent((7500 * 21_000, 1), 70_000, 1, 0), True),
         (Spent((7500 * 19_000, 7500 * 19_000), 70_000, 1, 0), False),
-        (Spent((7500 * 600,), 40, 1, 1), True),
+        (Spent((7500 * 610,), 40, 1, 1), True),
         (Spent((7500 * 600,), 40, 1, 2), False),
     ],
 )
