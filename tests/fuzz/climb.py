@@ -8,7 +8,6 @@ count says whether a promise is broken.
 
 import gc
 import json
-import os
 import random
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from heapq import heappush, heapreplace
 from pathlib import Path
 from typing import NamedTuple
 
+from perf.micro.allocations import steady_environment
 from tests.fuzz import instructions
 from tests.fuzz.cost import INSTRUCTIONS_PER_US, ColdServer, Spent
 from tests.fuzz.mutation import Mutator
@@ -172,10 +172,7 @@ def count(cases: int, seed: int, given: Sequence[tuple[str, bytes]] = (), only: 
         wanted["given"] = [(surface, b64encode(payload).decode()) for surface, payload in given]
         (folder / "wanted.json").write_text(json.dumps(wanted))
         command = instructions.command(folder, ["-m", "tests.fuzz.climb", str(folder)])
-        # One hash seed, and no tool that traces the process.
-        kept = {name: os.environ[name] for name in ("HOME", "PATH", "TMPDIR") if name in os.environ}
-        environment = {**kept, "LC_ALL": "C.UTF-8", "PYTHONHASHSEED": "0"}
-        done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+        done = subprocess.run(command, cwd=ROOT, env=steady_environment(), stdout=subprocess.PIPE, text=True)
         if done.returncode:
             raise AssertionError(f"the counting process failed: {(folder / 'callgrind.log').read_text()[-2000:]}")
         return sorted(map(_from_line, done.stdout.splitlines()), reverse=True)
