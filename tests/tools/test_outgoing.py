@@ -28,6 +28,8 @@ CONNECTS = {
     "adcore.control.workers",  # the parent's own workers
     "adcore.sources.sqlite",  # a file
     "adcore.sources.mysql",
+    "adcore.sources.memcached",  # --memcached
+    "adtools.admin.apps",  # Django's signals, which are no network
     "adtools.circus",
     "adtools.control",
     "adtools.doctor",
