@@ -207,7 +207,7 @@ class Decoder(Generic[T]):
         json, msgpack_one = msgspec.json.Decoder(kind), msgspec.msgpack.Decoder(kind)
         msgpack_all = msgspec.msgpack.Decoder(list[kind])
         self._line: Callable[[str], T] = json.decode
-        self._lines: Callable[[bytes], list[T]] = json.decode_lines
+        self._lines: Callable[[str], list[T]] = json.decode_lines
         self._payload: Callable[[bytes], T] = msgpack_one.decode
         self._payloads: Callable[[bytes], list[T]] = msgpack_all.decode
 
@@ -220,8 +220,8 @@ class Decoder(Generic[T]):
         return _checked([_decode(self._payload, payload)])[0]
 
     def lines(self, data: bytes) -> list[T]:
-        """Of whole lines, in one go."""
-        return _checked(_decode(self._lines, data))
+        """Of whole lines, in one go, with the same rule."""
+        return _checked(_decode(lambda data: self._lines(data.decode()), data))
 
     def payloads(self, payloads: Sequence[bytes]) -> list[T]:
         """Of many payloads, in one go: as one array of msgpack (DD is its head, with a length in four bytes)."""

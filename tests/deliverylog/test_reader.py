@@ -3,6 +3,7 @@ import io
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -19,6 +20,7 @@ from adcore.deliverylog.record import (
     VISITOR_FIELDS,
     AnyRecord,
     Click,
+    Decoder,
     Form,
     Impression,
     RecordError,
@@ -202,6 +204,25 @@ def test_what_is_no_record_is_named(line: bytes, message: str) -> None:
 def test_fields_of_a_later_adcore_are_passed_over() -> None:
     line = FORMS["json"].encode(click(1)).replace(b'"v":1', b'"v":1,"later":[1]')
     assert RECORDS.line(line) == click(1)
+
+
+class Brief(msgspec.Struct, tag_field="type", tag="click"):
+    """Of a click, what a reader wants that counts."""
+
+    v: int
+    id: str
+
+
+def test_a_byte_that_is_no_text_is_damage_to_every_reader() -> None:
+    """Also in a field that a reader has no use for: msgspec passes over that without a look at its bytes."""
+    line = FORMS["json"].encode(click(1))
+    wanted = Decoder[Any](Brief)
+    for place in range(len(line) - 1):
+        data = line[:place] + b"\x80" + line[place + 1 :]
+        for decoder in (RECORDS, wanted):
+            assert read_undamaged(data, decoder) == ([], 0), place
+            with pytest.raises(RecordError):
+                decoder.line(data)
 
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
