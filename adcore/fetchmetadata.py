@@ -24,7 +24,13 @@ def is_unseen(headers: Headers, *, framed: bool) -> bool:
 
 
 def is_navigation(headers: Headers) -> bool:
-    """Whether the visitor goes there: in a window, or in a frame by an act of theirs."""
+    """Whether the visitor goes there: in a window, or in a frame by an act of theirs.
+
+    Chromium sends no Fetch Metadata with a WebSocket's handshake, whose key no navigation has; and none is made by a
+    sandbox, which is the null origin.
+    """
+    if b"sec-websocket-key" in headers or headers.get(b"origin") == b"null":
+        return False
     mode = headers.get(b"sec-fetch-mode")
     if mode is None:
         return True

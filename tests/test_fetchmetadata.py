@@ -33,6 +33,10 @@ VISITS = [
 NO_VISITS = [
     {"Sec_Fetch_Mode": "navigate", "Sec_Fetch_Dest": "iframe"},
     *({"Sec_Fetch_Mode": mode} for mode in ("no-cors", "cors", "same-origin", "websocket")),
+    # As Chromium and nginx pass on what a creative's WebSocket says, which has no Fetch Metadata.
+    {"Origin": "null", "Sec_WebSocket_Key": "dGhlIHNhbXBsZSBub25jZQ==", "Sec_WebSocket_Version": "13"},
+    {"Origin": "https://www.example.com", "Sec_WebSocket_Key": "dGhlIHNhbXBsZSBub25jZQ=="},
+    {"Origin": "null"},
 ]
 
 

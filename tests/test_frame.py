@@ -45,7 +45,9 @@ function count() {{
     new Image().src = url + "&image";
     document.head.appendChild(document.createElement("script")).src = url + "&script";
     navigator.sendBeacon(url + "&beacon", "{{}}");
-    return [fetch(url, {{ mode: "no-cors" }}), fetch(url), fetch(url, {{ credentials: "include" }}),
+    var socket = new WebSocket(url.replace("http", "ws") + "&socket");
+    return [new Promise(function (done) {{ socket.onclose = done; }}),
+            fetch(url, {{ mode: "no-cors" }}), fetch(url), fetch(url, {{ credentials: "include" }}),
             fetch(url, {{ mode: "no-cors", method: "POST", body: '{{"placement":"side"}}' }})];
   }}));
 }}
