@@ -43,6 +43,20 @@ def test_systemd_finds_nothing_wrong_with_the_units(tmp_path: Path) -> None:
     assert (verified.returncode, verified.stderr) == (0, "")
 
 
+@pytest.mark.parametrize("unit", sorted(path.name for path in UNITS.glob("*.service")))
+def test_root_makes_nothing_in_a_folder_of_another_user(unit: str) -> None:
+    """Where that user could put a link, and have root change what it leads to."""
+    roots = {"/var/lib"}
+    for line in re.findall(r"^Exec\w+=\+(.*)$", (UNITS / unit).read_text(), re.MULTILINE):
+        program, *arguments = line.split()
+        assert program == "/usr/bin/install"
+        *_, folder = arguments
+        assert str(Path(folder).parent) in roots, line
+        assert len([argument for argument in arguments if argument.startswith("/")]) == 1, line
+        if arguments[arguments.index("-o") + 1] == "root":
+            roots.add(folder)
+
+
 @pytest.mark.parametrize("unit", ["adcore.socket", "adcore-admin.socket"])
 def test_a_socket_is_for_adcore_and_the_group_of_the_web_server(unit: str) -> None:
     assert [value(unit, f"Socket{name}") for name in ("User", "Group", "Mode")] == ["adcore", "adcore-web", "0660"]
