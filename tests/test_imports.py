@@ -34,11 +34,11 @@ IMPURE = {
 MAY_IMPORT = {
     "adcore.core": set[str](),
     "adcore.http1": set[str](),
-    "adcore.sources": {"adcore.core", "adcore.background", "adcore.files"},
+    "adcore.sources": {"adcore.core", "adcore.background", "adcore.files", "adcore.memory"},
     "adcore.deliverylog": {"adcore.core", "adcore.background", "adcore.files"},
     # A handler cannot be written without the two nouns that it turns into each other.
     "adcore.control": {
-        *("adcore.core", "adcore.http1.histogram", "adcore.http1.request", "adcore.http1.response"),
+        *("adcore.core", "adcore.http1.histogram", "adcore.http1.request", "adcore.http1.response", "adcore.memory"),
     },
 }
 # A driver or transport, and the only modules that may import it.

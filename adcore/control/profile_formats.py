@@ -6,10 +6,8 @@ call graph is drawn by gprof2dot and Graphviz, as programs of their own, beside 
 """
 
 import asyncio
-import contextlib
 import hashlib
 import importlib.util
-import resource
 import shutil
 import sys
 from collections.abc import Iterator
@@ -19,6 +17,7 @@ import msgspec
 
 from adcore.control.profile import Frame, Profile, ProfileError, Stack
 from adcore.errors import AdcoreError
+from adcore.memory import limit_memory
 
 WIDTH_PX, ROW_PX, CHAR_PX = 1200, 17, 6.6
 # Narrower bars cannot be seen or hit.
@@ -167,8 +166,7 @@ async def _run(given: bytes, *command: str) -> bytes:
     except OSError as error:
         raise ProfileError(f"{command[0]} cannot be run here: {error.strerror}") from error
     try:
-        with contextlib.suppress(ProcessLookupError):  # it has ended already, and `communicate` says how
-            resource.prlimit(process.pid, resource.RLIMIT_AS, (DRAW_MEMORY_BYTES, DRAW_MEMORY_BYTES))
+        limit_memory(process.pid, DRAW_MEMORY_BYTES)
         async with asyncio.timeout(DRAW_TIMEOUT_S):
             made, errors = await process.communicate(given)
     except TimeoutError:

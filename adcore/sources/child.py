@@ -9,7 +9,6 @@ Frames go both ways: four bytes of length, big-endian, then msgpack.
 
 import os
 import queue
-import resource
 import select
 import signal
 import subprocess
@@ -21,6 +20,7 @@ from contextlib import contextmanager, suppress
 from typing import IO
 
 from adcore.errors import AdcoreError
+from adcore.memory import limit_memory
 
 # A driver's own timeouts end a call long before; this is for a process that was stopped or makes no progress.
 ANSWER_S = 300.0
@@ -110,16 +110,20 @@ class Child:
         if self._closed:
             raise ChildError(f"the {self._name} is closed")
         # Every other descriptor is closed in it, so it keeps no listening socket open.
-        process = self._process = subprocess.Popen(
-            [sys.executable, "-m", self._module],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            bufsize=0,
-            pass_fds=self._pass_fds,
-        )
+        try:
+            process = self._process = subprocess.Popen(
+                [sys.executable, "-m", self._module],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                bufsize=0,
+                pass_fds=self._pass_fds,
+            )
+        except OSError as error:
+            raise ChildError(
+                f"the {self._name} process cannot be started: {error.strerror}; it is tried again when it is asked"
+            ) from error
         if self._memory_bytes:
-            with suppress(ProcessLookupError):
-                resource.prlimit(process.pid, resource.RLIMIT_AS, (self._memory_bytes, self._memory_bytes))
+            limit_memory(process.pid, self._memory_bytes)
         if self._closed:
             process.kill()
         assert process.stdin is not None

@@ -382,3 +382,26 @@ def test_a_process_without_memory_for_its_work_ends_and_says_why(monkeypatch: py
     ):
         hungry._read(pipe)
     hungry.close()
+
+
+def test_a_process_that_cannot_be_started_is_an_error_like_one_that_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    hungry = Child("tests.sources.hungry", "hungry", b"")
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    with pytest.raises(ChildError, match="the hungry process cannot be started: N"), hungry._asking([]):
+        pass
+    assert hungry.pid is None
+
+
+def test_a_host_that_leaves_less_memory_than_a_process_may_have_is_kept_to() -> None:
+    """`ulimit -v`, LimitAS=: nobody but root may give a process more than that."""
+    program = (
+        "import subprocess; from adcore.memory import limit_memory\n"
+        "process = subprocess.Popen(['sleep', '60'])\n"
+        "limit_memory(process.pid, 1 << 40)\n"
+        "print(open(f'/proc/{process.pid}/limits').read()); process.kill(); process.wait()\n"
+        "limit_memory(process.pid, 1 << 40)"
+    )
+    command = ["bash", "-c", 'ulimit -v 900000; exec "$@"', "bash", sys.executable, "-c", program]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True)
+    (line,) = [line for line in done.stdout.splitlines() if "address space" in line]
+    assert line.split()[3:5] == [str(900_000 * 1024)] * 2
