@@ -4,7 +4,7 @@ Files, memcached and the database are waited for in another process (bank.py). T
 takes in what others have, in slices of a third of a millisecond.
 
 Twice per refresh interval: what a process counts reaches the others after two exchanges at most, its own and then
-theirs, and so within one interval.
+theirs, and so within one interval; one that counts nothing itself asks less often.
 """
 
 import asyncio
@@ -31,6 +31,8 @@ EXCHANGES_PER_INTERVAL = 2
 # A process that has counted nothing since the last exchange leaves out this many. What others counted meanwhile can
 # only make it deliver too much once it delivers, and then it exchanges at the next turn.
 IDLE_TURNS = 5
+# ... and no more than fit into this time: operators watch how long ago the last exchange was.
+IDLE_S = 30.0
 # Each wait is up to this part shorter, so that processes do not tell in step, and never longer.
 JITTER = 0.2
 # A start waits no longer than this for what others have counted, and an end to tell what it has.
@@ -88,6 +90,8 @@ class Teller:
         self._first: asyncio.Task[bool] | None = None
         self.exchanges = 0
         self.errors = 0
+        self._has_failed = False
+        """Whether the last exchange did not do all that it should: what it leaves is due at the next turn."""
         self.last_wall: float | None = None
         """When counts were last exchanged without any error."""
         self._made_wall = clock_wall()
@@ -111,9 +115,11 @@ class Teller:
         worked: object = None
         left_out = 0
         while True:
-            await asyncio.sleep(self.interval_s / EXCHANGES_PER_INTERVAL * (1 - JITTER * self._uniform()))
+            turn_s = self.interval_s / EXCHANGES_PER_INTERVAL
+            await asyncio.sleep(turn_s * (1 - JITTER * self._uniform()))
             before, worked = worked, self._work()
-            if worked == before and self._counters.limited is self._limited and left_out < IDLE_TURNS:
+            is_told = worked == before and self._counters.limited is self._limited and not self._has_failed
+            if is_told and left_out < min(IDLE_TURNS, int(IDLE_S / turn_s) - 1):
                 left_out += 1
                 continue
             left_out = 0
@@ -160,12 +166,14 @@ class Teller:
                 self._limited = None
                 self._counters.tell_again()
                 self.errors += 1
+                self._has_failed = True
                 return False
             self._limited = limited
             await in_slices(self._take_in(others))
             self.exchanges += 1
             self._note(answer.notes)
-            if not any(note.error for note in answer.notes):
+            self._has_failed = any(note.error for note in answer.notes)
+            if not self._has_failed:
                 self.last_wall = self._clock()
             self.last_s = time.perf_counter() - began
             return True

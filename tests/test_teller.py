@@ -48,6 +48,7 @@ class FakeBank:
         self.error = error
         self.asked: list[tuple[Ask, list[CounterState]]] = []
         self.hanging: threading.Event | None = None
+        self.store_error: str | None = "the store is away"
 
     def exchange(self, ask: Ask, own: Sequence[CounterState]) -> tuple[Answer, list[CounterState]]:
         self.asked.append((ask, list(own)))
@@ -55,7 +56,7 @@ class FakeBank:
             self.hanging.wait()
         if self.error is not None:
             raise self.error
-        return Answer((Note("memcached", None), Note("store", "the store is away"))), self.others
+        return Answer((Note("memcached", None), Note("store", self.store_error))), self.others
 
     def close(self) -> None:
         if self.hanging is not None:
@@ -140,6 +141,7 @@ def test_a_round_of_counts(file: CounterFile) -> None:
 def test_a_process_that_counts_nothing_exchanges_seldom(file: CounterFile, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         bank, answers, turns = FakeBank(), [0], [0]
+        bank.store_error = None
         telling = teller(bank, counters_with(1), file, lambda: answers[0])
 
         async def sleep(seconds: float) -> None:
@@ -156,6 +158,30 @@ def test_a_process_that_counts_nothing_exchanges_seldom(file: CounterFile, monke
             await telling.run()
         # The first, one in six while nothing is counted, and one at the next turn once something is.
         assert asked == [0, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 3, 3, 3, 4, 5, 5]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("interval_s", [1.0, 300.0])
+@pytest.mark.parametrize("fails", [False, True])
+def test_an_idle_process_exchanges_after_an_error_and_often_enough_to_be_watched(
+    file: CounterFile, monkeypatch: pytest.MonkeyPatch, interval_s: float, fails: bool
+) -> None:
+    async def main() -> None:
+        bank, turns = FakeBank(), [0]
+        bank.store_error = "the store is away" if fails else None
+        telling = teller(bank, counters_with(1), file, lambda: 0)
+        telling.interval_s = interval_s
+
+        async def sleep(seconds: float) -> None:
+            turns[0] += 1
+            if turns[0] == 6:
+                raise asyncio.CancelledError
+
+        monkeypatch.setattr("adcore.teller.asyncio.sleep", sleep)
+        with pytest.raises(asyncio.CancelledError):
+            await telling.run()
+        assert len(bank.asked) == (5 if fails or interval_s == 300.0 else 1)
 
     asyncio.run(main())
 
