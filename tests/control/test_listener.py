@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from adcore.control.workers import WorkersControl, WorkerView
+from adcore.deliverylog.record import TYPES
 from adcore.http1.request import Limits, Request
 from adcore.http1.response import Response, respond
 from tests.control.listener import listening
@@ -164,6 +165,8 @@ def test_metrics_are_good_prometheus_text_and_agree_with_status(server: Adcore) 
     assert found["adcore_decisions_filled_total"][()] == sum(status["delivery"]["filled"].values())
     assert found["adcore_decisions_unfilled_total"]["unknown_placement",] >= 1
     assert found["adcore_table_campaigns"][()] == 2
+    for name in ("accepted", "written", "dropped"):
+        assert {*found[f"adcore_log_records_{name}_total"]} == {(kind,) for kind in TYPES}
     assert found["adcore_log_records_dropped_total"]["impression",] == 0
     assert {*found["adcore_log_paid_records_dropped_total"]} == {("impression",), ("view",), ("click",)}
     assert found["adcore_request_duration_seconds_count"][()] > 0
