@@ -13,6 +13,7 @@ import msgspec
 from adcore.background import BackgroundThread
 from adcore.counterfile import CounterFile
 from adcore.counts import CounterState
+from adcore.forkserver import ForkClient
 from adcore.sources import open_store
 from adcore.sources.child import Asker, Child, within_its_memory
 from adcore.sources.memcached import Memcached
@@ -42,20 +43,21 @@ class Places(msgspec.Struct, frozen=True):
 class TallyProcess(Child):
     """The process, seen from the server; used like the Tally that it has."""
 
-    def __init__(self, places: Places, lock_fds: tuple[int, ...]) -> None:
-        super().__init__("adcore.bank", "counts", _encode(places), lock_fds, places.memory_bytes)
+    def __init__(self, places: Places, lock_fds: tuple[int, ...], forks: ForkClient | None = None) -> None:
+        super().__init__("adcore.bank", "counts", _encode(places), lock_fds, places.memory_bytes, forks)
 
     def exchange(self, ask: Ask, own: Sequence[CounterState]) -> tuple[Answer, list[CounterState]]:
         """As Tally.exchange. Raises ChildError when the process ended; the next one knows nothing of what was told."""
         frames = (_encode((ask, len(own))) if part is None else _encode(part) for part in (None, *own))
-        with self._asking(frames) as pipe:
-            answer, parts = msgspec.msgpack.decode(self._read(pipe), type=tuple[Answer, int])
-            return answer, [msgspec.msgpack.decode(self._read(pipe), type=CounterState) for _ in range(parts)]
+        with self._asking(frames):
+            answer, parts = msgspec.msgpack.decode(self._read(), type=tuple[Answer, int])
+            return answer, [msgspec.msgpack.decode(self._read(), type=CounterState) for _ in range(parts)]
 
 
+@within_its_memory()
 def main() -> None:
     """In the process."""
-    server = Asker()
+    server = Asker("counts")
     places = msgspec.msgpack.decode(server.next(), type=Places)
     server.give_way(NICENESS)
     cache = None if places.memcached is None else Memcached(places.memcached, MEMCACHED_TIMEOUT_S)
@@ -74,5 +76,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with within_its_memory():
-        main()
+    main()

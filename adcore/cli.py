@@ -5,16 +5,26 @@ Exit status: 0 clean, 1 failed while running, 2 usage, 3 could not start.
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
+import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 from adcore import config as configuration
+from adcore import forkserver
 from adcore.errors import AdcoreError, ConfigError, StartError
 from adcore.files import settle_umask
-from adcore.seat import Seat
+from adcore.seat import HELD_BACK, WORKER, Seat
 from adcore.version import version_text
+
+# All that workers and their helpers are made of, but for the store's driver; the last one reads files of a package.
+IMPORTED_ONCE = (
+    *("adcore.server", "adcore.bank", "adcore.sources.loader", "adcore.sources.snapshot"),
+    "importlib.readers",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,7 +55,14 @@ def _run(argv: Sequence[str]) -> int:
     if version:
         print(version_text())
         return 0
-    seat = Seat.take()
+    seat = None
+    if (requests := forkserver.take()) is not None:
+        task = fork_when_asked(requests, flags)
+        if task is None:
+            return 0
+        if (module := task.request["run"]) != WORKER:
+            return run_helper(module, task.fds)
+        seat = Seat.of(task)
     config = configuration.load_config(flags)
     if show:
         print(configuration.format_toml(config), end="")
@@ -61,6 +78,29 @@ def _run(argv: Sequence[str]) -> int:
     from adcore import server  # only now: the rest needs no event loop and no driver
 
     return server.run(config, seat)
+
+
+def fork_when_asked(requests: socket.socket, flags: Mapping[str, object]) -> forkserver.Task | None:
+    """Be the fork server. Returns in each fork, with what it is for; None when no more are wanted."""
+    forkserver.name_process("adcore forks")
+    # Asked to end, as each process of a unit is, it does so with the last of those who may ask.
+    signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
+    for module in IMPORTED_ONCE:
+        importlib.import_module(module)
+    from adcore.sources import open_store
+
+    with suppress(AdcoreError):  # whoever needs it says what is wrong
+        open_store(configuration.load_config(flags).source).close()
+    return forkserver.serve(requests)
+
+
+def run_helper(module: str, fds: list[int]) -> int:
+    """Be the process that `python -m MODULE` would be, with these two as its standard input and output."""
+    for standard, fd in enumerate(fds[:2]):
+        os.dup2(fd, standard)
+        os.close(fd)
+    importlib.import_module(module).main()
+    return 0
 
 
 def check_hashing() -> None:

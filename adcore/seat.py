@@ -1,8 +1,9 @@
-"""A worker's seat: what its parent (workers.py) hands to it through exec, and all that the two say to each other.
+"""A worker's seat: what its parent (workers.py) gives it, and all that the two say to each other.
 
-They share three descriptors: the listening socket; a socket pair, on which the worker says once that it is ready, and
-whose end means that the worker shall drain (the parent has closed it, or is dead); and a page of memory in which every
-worker keeps the number of its connections, so that each can see whether it has more than its share (acceptor.py).
+They share four descriptors: the listening socket; a socket pair, on which the worker says once that it is ready, and
+whose end means that the worker shall drain (the parent has closed it, or is dead); a page of memory in which every
+worker keeps the number of its connections, so that each can see whether it has more than its share (acceptor.py); and
+the fork server's socket (forkserver.py).
 
 A worker is known by its number, 1 to N, which its successors inherit, and by its slot, which it shares with nobody who
 lives: while a successor starts there are two of one number.
@@ -10,20 +11,20 @@ lives: while a successor starts there are two of one number.
 
 from __future__ import annotations
 
-import json
 import mmap
 import os
 import signal
 import socket
-from collections.abc import MutableMapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-from adcore.errors import StartError
+from adcore.forkserver import ForkClient, Task
 
-# Not ADCORE_*: it is no setting, and nobody but a parent may give it.
-VARIABLE = "_ADCORE_SEAT"
+# What the fork server is asked to run for it.
+WORKER = "worker"
 READY = b"r"
+# In the order in which they come with the request for a worker.
+DESCRIPTORS = ("listener_fd", "parent_fd", "loads_fd", "forks_fd")
 # Signals that wait, from the worker's first moment, until it has handlers for them.
 HELD_BACK = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 # What a slot holds whose worker does not accept.
@@ -42,29 +43,22 @@ class Seat:
     listener_fd: int
     parent_fd: int
     loads_fd: int
+    forks_fd: int
 
     @classmethod
-    def take(cls, environ: MutableMapping[str, str] = os.environ) -> Seat | None:
-        """This process's seat, None when it is no worker. Takes it out of `environ`. Raises StartError."""
-        text = environ.pop(VARIABLE, None)
-        if text is None:
-            return None
-        try:
-            return cls(**json.loads(text))
-        except (ValueError, TypeError) as error:
-            raise StartError(f"{VARIABLE} is for workers that adcore starts itself: unset it") from error
-
-    def to_variable(self) -> str:
-        return json.dumps(asdict(self))
+    def of(cls, task: Task) -> Seat:
+        """That of a worker which is forked for this."""
+        return cls(**task.request["seat"], **dict(zip(DESCRIPTORS, task.fds, strict=True)))  # type: ignore[arg-type]
 
     def open_parent(self) -> socket.socket:
         sock = socket.socket(fileno=self.parent_fd)
-        sock.set_inheritable(False)
         sock.setblocking(False)
         return sock
 
+    def open_forks(self) -> ForkClient:
+        return ForkClient(socket.socket(fileno=self.forks_fd))
+
     def open_loads(self) -> Loads:
-        os.set_inheritable(self.loads_fd, False)
         return Loads(self.loads_fd, self.slots)
 
 

@@ -50,6 +50,7 @@ from adcore.deliverylog.writer import LogWriter
 from adcore.errors import AdcoreError, SourceError, StartError
 from adcore.files import is_shared, make_folder
 from adcore.followed import Followed
+from adcore.forkserver import name_process
 from adcore.geoip import CountryDatabase
 from adcore.handlers import Handlers
 from adcore.http1.protocol import Handler, Http1Server, Limits
@@ -123,6 +124,8 @@ def run(config: Config, seat: Seat | None = None) -> int:
     `seat` is that of a worker.
     """
     errorlog.install()
+    if seat is not None:
+        name_process(f"adcore worker {seat.number}")
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(Server(config, seat).run())
 
@@ -159,6 +162,7 @@ class Server:
         self.config = config
         self.seat = seat
         self.parent = None if seat is None else seat.open_parent()
+        self.forks = None if seat is None else seat.open_forks()
         self.runtime = Runtime()
         self.collector = Collector()
         self.stopping = asyncio.Event()
@@ -340,7 +344,8 @@ class Server:
                 Sources(
                     *(config.source, config.memcached, config.memcached_prefix, owner, str(last_good.path)),
                     *(str(config.archive_dir), config.archive_days, config.archive_bytes, config.helper_bytes),
-                )
+                ),
+                forks=self.forks,
             ),
             last_good,
             labels=labels,
@@ -373,7 +378,7 @@ class Server:
         if config.memcached is not None:
             labels["memcached"] = f"memcached {config.memcached}"
         return Teller(
-            TallyProcess(places, self.counter_file.lock_fds),
+            TallyProcess(places, self.counter_file.lock_fds, self.forks),
             self.counter_file,
             self.state.counters,
             generation=lambda: self.refresher.generation,

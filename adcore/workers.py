@@ -1,8 +1,8 @@
 """The parent of several workers: holds the socket, starts them, restarts the dead, rolls over on HUP.
 
 It binds the listening socket and never lets go of it, so that connections wait there while any worker is replaced. A
-worker is a new interpreter, started with the parent's own command line and a seat (seat.py): a fork alone would keep
-the parent's code and configuration for ever, and HUP shall pick up new ones.
+worker is a fork of the fork server (forkserver.py), with a seat (seat.py). That is a new interpreter, started with the
+parent's own command line, and another one with each HUP: a fork of the parent would keep its code for ever.
 
     starting ──ready──► serving ──let go──► draining ──► gone
         └──────── ends by itself ────────────────────────► gone, and another one starts after a pause
@@ -32,15 +32,16 @@ from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
-from adcore import __version__, errorlog
+from adcore import __version__, errorlog, forkserver
 from adcore.config import Config
 from adcore.control.server import ControlServer
 from adcore.control.workers import WorkersControl, WorkerView
 from adcore.errors import StartError
+from adcore.forkserver import STATUS_S, ForkClient, Forked, ForkError, read_answer
 from adcore.listen import Listener, control_names, open_control, open_listener, parse_address, serve, unix_path_problem
 from adcore.notify import Notifier
 from adcore.pidfile import PidFile
-from adcore.seat import HELD_BACK, READY, VARIABLE, Loads, Seat, control_path
+from adcore.seat import HELD_BACK, READY, WORKER, Loads, control_path
 
 log = logging.getLogger("adcore.workers")
 
@@ -57,8 +58,9 @@ READY_MAX_S = 120.0
 STUCK_S = 5.0
 # What a hurry leaves them to write the log.
 HURRY_S = 3.0
-# A worker has handlers for these until it has finished, so they can end it only while its interpreter goes away.
-ENDED_WELL = (0, -signal.SIGINT, -signal.SIGTERM)
+# A worker has handlers for these until it has finished, so they can end it only while its interpreter goes away. How
+# one ended whose fork server was killed is not known; that it was stands in the log.
+ENDED_WELL = (0, -signal.SIGINT, -signal.SIGTERM, None)
 # Linux's own bound (proc(5), pid_max).
 PID_MAX = 1 << 22
 # What tells a service manager's child that it is one is the parent's.
@@ -87,9 +89,9 @@ class Backoff:
 class Worker:
     """One worker process, from its start to its end."""
 
-    def __init__(self, seat: Seat, process: Process, line: socket.socket) -> None:
-        self.number = seat.number
-        self.slot = seat.slot
+    def __init__(self, number: int, slot: int, process: Forked, line: socket.socket) -> None:
+        self.number = number
+        self.slot = slot
         """In the page of connection counts."""
         self.process = process
         self.started_monotonic = time.monotonic()
@@ -98,8 +100,8 @@ class Worker:
         self._ready_monotonic = float("inf")
         self._line = line
         asyncio.get_running_loop().add_reader(line, self._on_line)
-        self.gone = asyncio.ensure_future(process.wait())
-        """Its exit status, negative for a signal's number."""
+        self.gone = asyncio.ensure_future(ended(process))
+        """Its exit status, negative for a signal's number, None for one that is not known."""
 
     @property
     def pid(self) -> int:
@@ -124,8 +126,7 @@ class Worker:
         self._hang_up()
 
     def signal(self, number: signal.Signals) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            self.process.send_signal(number)
+        self.process.send_signal(number)
 
     async def becomes_ready(self) -> bool:
         """Wait until it serves; False when it has ended, or READY_MAX_S are over, before that."""
@@ -183,6 +184,9 @@ class Parent:
         self._places = {number: asyncio.Lock() for number in self.numbers}
         """Held while it is decided who is the current one."""
         self._loads = Loads.create(2 * config.workers)
+        self._forks: ForkClient | None = None
+        """The fork server that starts the next worker."""
+        self._forking = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._has_started = False
         self._stopping = asyncio.Event()
@@ -244,35 +248,64 @@ class Parent:
                 raise StartError(f"worker {worker.number} could not start: it {describe_end(worker.gone.result())}")
 
     async def _start(self, number: int) -> Worker:
-        """Start a process for this number."""
+        """Start a process for this number. Raises ForkError."""
         taken = {worker.slot for worker in self.workers}
+        slot = next(slot for slot in (number - 1, number - 1 + len(self.numbers)) if slot not in taken)
+        seat: dict[str, object] = {
+            "number": number,
+            "slot": slot,
+            "slots": 2 * len(self.numbers),
+            "alone": not any(worker.state == "serving" for worker in self.workers),
+        }
         mine, its = socket.socketpair()
         mine.setblocking(False)
         with its:
-            seat = Seat(
-                number=number,
-                slot=next(slot for slot in (number - 1, number - 1 + len(self.numbers)) if slot not in taken),
-                slots=2 * len(self.numbers),
-                alone=not any(worker.state == "serving" for worker in self.workers),
-                listener_fd=self._listener.sock.fileno(),
-                parent_fd=its.fileno(),
-                loads_fd=self._loads.fd,
-            )
-            environment = {name: value for name, value in os.environ.items() if name not in _PARENTS_OWN}
-            with signals_held_back():
-                process = await asyncio.create_subprocess_exec(
-                    sys.executable,
-                    *sys.orig_argv[1:],
-                    env={**environment, VARIABLE: seat.to_variable()},
-                    stdin=asyncio.subprocess.DEVNULL,
-                    pass_fds=(seat.listener_fd, seat.parent_fd, seat.loads_fd),
-                )
-        worker = Worker(seat, process, mine)
+            process = await self._fork(seat, (self._listener.sock.fileno(), its.fileno(), self._loads.fd))
+        worker = Worker(number, slot, process, mine)
         self.workers.append(worker)
         self._spawn(self._see_off(worker))
         if self._stopping.is_set():
             worker.let_go()
         return worker
+
+    async def _fork(self, seat: dict[str, object], fds: tuple[int, ...]) -> Forked:
+        """Have the fork server start a worker; without one, or when it is dead, a new fork server. Raises ForkError."""
+        async with self._forking:
+            for _ in range(2):
+                forks = self._forks = self._forks or await self._start_fork_server()
+                with contextlib.suppress(ForkError):
+                    line = forks.ask({"run": WORKER, "seat": seat}, (*fds, forks.sock.fileno()))
+                    break
+                forks.close()
+                self._forks = None
+            else:
+                raise ForkError("the fork server has ended as soon as it was started")
+        try:
+            await asyncio.wait_for(readable(line.fileno()), READY_MAX_S)
+        except TimeoutError:
+            line.close()
+            raise ForkError(f"the fork server has not answered within {READY_MAX_S:.0f} s") from None
+        return read_answer(line)
+
+    async def _start_fork_server(self) -> ForkClient:
+        mine, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        environment = {name: value for name, value in os.environ.items() if name not in _PARENTS_OWN}
+        with its, signals_held_back():
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                *sys.orig_argv[1:],
+                env={**environment, forkserver.VARIABLE: str(its.fileno())},
+                stdin=asyncio.subprocess.DEVNULL,
+                pass_fds=(its.fileno(),),
+            )
+        self._spawn(self._see_off_fork_server(process))
+        return ForkClient(mine)
+
+    async def _see_off_fork_server(self, process: Process) -> None:
+        """Wait for its end: with the last worker that may ask it for helpers."""
+        status = await process.wait()
+        if status:
+            log.error("the fork server, pid %d, %s", process.pid, describe_end(status))
 
     async def _see_off(self, worker: Worker) -> None:
         """Wait for its end, tidy up after it, and start another one if it should have lived."""
@@ -294,9 +327,14 @@ class Parent:
             log.info("worker %d is started again in %.1f s", worker.number, pause_s)
             await self._until_stopping(asyncio.sleep(pause_s))
         async with self._places[worker.number]:
-            if self.current.get(worker.number) is worker and not self._stopping.is_set():
-                self.restarts += 1
-                self.current[worker.number] = await self._start(worker.number)
+            while self.current.get(worker.number) is worker and not self._stopping.is_set():
+                try:
+                    self.current[worker.number] = await self._start(worker.number)
+                    self.restarts += 1
+                except ForkError as error:
+                    pause_s = self._backoffs[worker.number].after(0.0)
+                    log.error("worker %d: %s; it is tried again in %.1f s", worker.number, error, pause_s)
+                    await self._until_stopping(asyncio.sleep(pause_s))
 
     # Rolling over
 
@@ -306,20 +344,28 @@ class Parent:
             self._rollover_wanted.clear()
             log.info("HUP: replacing %d workers, one at a time", len(self.numbers))
             self._notifier.reloading()
+            before, self._forks = self._forks, None
             for number in self.numbers:
                 if not await self._replace(number):
                     self.failed_rollovers += 1
                     log.error("HUP: the new worker %d does not start; the old one goes on, and those after it", number)
+                    before, self._forks = self._forks, before
                     break
             else:
                 self.rollovers += 1
                 log.info("HUP: all workers are replaced")
+            if before is not None:
+                before.close()
             self._notifier.ready(self._summary())
 
     async def _replace(self, number: int) -> bool:
         async with self._places[number]:
             old = self.current[number]
-            new = await self._start(number)
+            try:
+                new = await self._start(number)
+            except ForkError as error:
+                log.error("%s", error)
+                return False
             if not await new.becomes_ready():
                 if not new.is_gone:
                     log.error("%s is not ready after %d s", new, READY_MAX_S)
@@ -348,8 +394,10 @@ class Parent:
         for worker in ending:
             worker.signal(signal.SIGINT)
         await asyncio.gather(*(worker.ends(HURRY_S) for worker in ending))
+        if self._forks is not None:
+            self._forks.close()
         if self._tasks:
-            await asyncio.wait(self._tasks)
+            await asyncio.wait(self._tasks, timeout=HURRY_S)
         return all(worker.gone.result() in ENDED_WELL for worker in ending)
 
     @property
@@ -423,6 +471,25 @@ class Parent:
         task.add_done_callback(self._tasks.discard)
 
 
+async def ended(process: Forked) -> int | None:
+    """As Forked.wait, which blocks."""
+    await readable(process.pidfd)
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(readable(process.line.fileno()), STATUS_S)
+    return process.wait()
+
+
+async def readable(fd: int) -> None:
+    """Wait until it is."""
+    loop = asyncio.get_running_loop()
+    ready = asyncio.Event()
+    loop.add_reader(fd, ready.set)
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_reader(fd)
+
+
 @contextlib.contextmanager
 def signals_held_back() -> Iterator[None]:
     """What is started within has these signals wait until it lets them through (Server._listen_to_signals)."""
@@ -445,7 +512,9 @@ def open_control_listener(config: Config) -> Listener | None:
     return open_control(parse_address(config.control), config.unix_mode)
 
 
-def describe_end(status: int) -> str:
+def describe_end(status: int | None) -> str:
+    if status is None:
+        return "has ended, and so has the fork server, which knew how"
     if status < 0:
         with contextlib.suppress(ValueError):
             return f"was killed by {signal.Signals(-status).name}"

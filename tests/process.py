@@ -215,13 +215,19 @@ def adctl(*args: str, stdin: str = "", **variables: str) -> "subprocess.Complete
     )
 
 
-def child_running(module: str, server: Adcore) -> psutil.Process | None:
-    """The server's child process that runs `module`."""
-    for child in psutil.Process(server.process.pid).children():
+def descendants(name: str, server: Adcore) -> list[psutil.Process]:
+    """The server's processes of this name, as `ps` shows it."""
+    found = []
+    for process in psutil.Process(server.process.pid).children(recursive=True):
         with suppress(psutil.NoSuchProcess):
-            if module in child.cmdline():
-                return child
-    return None
+            if process.name() == name and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
+def descendant(name: str, server: Adcore) -> psutil.Process | None:
+    """One of them."""
+    return next(iter(descendants(name, server)), None)
 
 
 def wait_for(condition: Any, describe: Any = lambda: "it did not happen in time") -> None:

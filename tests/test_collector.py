@@ -14,7 +14,7 @@ import pytest
 from adcore.background import BackgroundThread
 from adcore.collector import BUSY_S, IDLE_S, Collector
 from tests.inventories import campaign, document
-from tests.process import PATIENCE_S, Adcore, adctl, after, child_running, connect, serving, wait_for
+from tests.process import PATIENCE_S, Adcore, adctl, after, connect, descendant, serving, wait_for
 
 Abandon = Callable[[], Callable[[], bool]]
 
@@ -118,7 +118,7 @@ class Collecting:
 
     def kill(self, module: str) -> bool:
         """Kill its child that runs this; whether there was one."""
-        child = child_running(module, self.server)
+        child = descendant(module, self.server)
         if child:
             child.kill()
         return child is not None
@@ -195,7 +195,7 @@ def test_failures_leave_no_garbage(tmp_path: Path) -> None:
         for _ in range(2):
             errors = server.status()["log"]["write_errors"]
             server.signal(signal.SIGUSR1)
-            for child in ("adcore.bank", "adcore.sources.loader"):
+            for child in ("adcore counts", "adcore loader"):
                 wait_for(lambda child=child: collecting.kill(child))
             wait_for(lambda errors=errors: server.status()["log"]["write_errors"] > errors)
             found = collecting.collect()

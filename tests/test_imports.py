@@ -34,7 +34,7 @@ IMPURE = {
 MAY_IMPORT = {
     "adcore.core": set[str](),
     "adcore.http1": set[str](),
-    "adcore.sources": {"adcore.core", "adcore.background", "adcore.files", "adcore.memory"},
+    "adcore.sources": {"adcore.core", "adcore.background", "adcore.files", "adcore.forkserver", "adcore.memory"},
     "adcore.deliverylog": {"adcore.core", "adcore.background", "adcore.files"},
     # A handler cannot be written without the two nouns that it turns into each other.
     "adcore.control": {

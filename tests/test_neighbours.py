@@ -17,7 +17,7 @@ from adcore.sources.seal import Seals
 from adcore.sources.snapshot import Head, Snapshot
 from tests import services
 from tests.inventories import campaign, document
-from tests.process import adctl, child_running, serving, wait_for
+from tests.process import adctl, descendant, serving, wait_for
 from tests.rogue import Rogue, trickle
 
 BROWSER = "Mozilla/5.0 (X11; Linux x86_64)"
@@ -73,7 +73,7 @@ def test_an_answer_without_end_holds_up_no_start_and_takes_no_memory(
         assert shown(server) == "genuine"
         assert health(server, "refresh", "memcached")["ok"] is False
         wait_for(lambda: health(server, "counts", "memcached")["ok"] is False)
-        helper = child_running("adcore.bank", server)
+        helper = descendant("adcore counts", server)
         assert helper is not None
         assert helper.memory_info().rss < 150 << 20
         assert server.stop() == 0

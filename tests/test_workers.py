@@ -217,12 +217,6 @@ def test_a_path_too_long_for_the_workers_sockets_is_named(tmp_path: Path) -> Non
     assert "choose a shorter --state-dir" in server.errors
 
 
-def test_the_variable_of_a_seat_is_refused_from_anybody_else(tmp_path: Path) -> None:
-    server = Adcore(tmp_path, _ADCORE_SEAT="1")
-    assert server.process.wait(PATIENCE_S) == 3
-    assert "_ADCORE_SEAT is for workers that adcore starts itself" in server.errors
-
-
 def test_processes_that_start_at_once_on_an_empty_directory_share_it(tmp_path: Path) -> None:
     """One secret, one sample inventory, a file of counts each."""
     with ExitStack() as stack:

@@ -18,7 +18,6 @@ from prometheus_client.core import (
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
-from adcore.deliverylog.record import TYPES
 from adcore.http1.histogram import Histogram
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -174,7 +173,7 @@ def collect_log(log: Mapping[str, Any]) -> Iterator[Metric]:
     yield gauge("adcore_log_queue_capacity_bytes", "What may wait.", log["waiting_bytes_max"])
     yield gauge("adcore_log_queue_unpaid_bytes", "Of unfilled slots and robots.", log["waiting_bytes_unpaid"])
     # Each type from the start, as rate() and increase() miss the first one of a series that appears with it.
-    none = dict.fromkeys(TYPES, 0)
+    none = {"impression": 0, "view": 0, "click": 0, "unfilled": 0}
     yield counter("adcore_log_records_accepted_total", "Records queued.", none | log["accepted"], "type")
     yield counter("adcore_log_records_written_total", "Records written.", none | log["written"], "type")
     dropped = none | log["dropped"]

@@ -7,6 +7,7 @@ to be.
 Frames go both ways: four bytes of length, big-endian, then msgpack.
 """
 
+import logging
 import os
 import queue
 import select
@@ -20,7 +21,10 @@ from contextlib import contextmanager, suppress
 from typing import IO
 
 from adcore.errors import AdcoreError
+from adcore.forkserver import ForkClient, Forked, ForkError, name_process
 from adcore.memory import limit_memory
+
+log = logging.getLogger("adcore.sources")
 
 # A driver's own timeouts end a call long before; this is for a process that was stopped or makes no progress.
 ANSWER_S = 300.0
@@ -38,18 +42,28 @@ class Child:
     another process."""
 
     def __init__(
-        self, module: str, name: str, first: bytes, pass_fds: tuple[int, ...] = (), memory_bytes: int = 0
+        self,
+        module: str,
+        name: str,
+        first: bytes,
+        pass_fds: tuple[int, ...] = (),
+        memory_bytes: int = 0,
+        forks: ForkClient | None = None,
     ) -> None:
         """The process runs the main() of `module`, and is told `first`; people know it by `name`.
 
-        Its address space has `memory_bytes`, without a bound for 0: what it reads is as long as others make it.
+        Its address space has `memory_bytes`, without a bound for 0: what it reads is as long as others make it. The
+        fork server starts it, if there is one.
         """
         self._module = module
         self._name = name
         self._first = first
         self._pass_fds = pass_fds
         self._memory_bytes = memory_bytes
-        self._process: subprocess.Popen[bytes] | None = None
+        self._forks = forks
+        self._process: subprocess.Popen[bytes] | Forked | None = None
+        self._to_fd = self._from_fd = -1
+        """The process's standard input and output."""
         self._deadline_monotonic = 0.0
         """When the question under way must be answered."""
         self._closed = False
@@ -66,100 +80,105 @@ class Child:
         return None if self._process is None else self._process.pid
 
     @contextmanager
-    def _asking(self, frames: Iterable[bytes]) -> Iterator[IO[bytes]]:
-        """Send frames as they come; the pipe that the answer comes from. Raises ChildError."""
-        process = self._process or self._start()
-        assert process.stdin is not None
-        assert process.stdout is not None
+    def _asking(self, frames: Iterable[bytes]) -> Iterator[None]:
+        """Send frames as they come; then `_read` the answer. Raises ChildError."""
+        if self._process is None:
+            self._start()
         self._deadline_monotonic = time.monotonic() + ANSWER_S
         try:
             for frame in frames:
-                self._send(process.stdin, frame)
-            yield process.stdout
+                self._send(frame)
+            yield
         except OSError as error:  # TimeoutError is one
             raise self._ended() from error
 
-    def _send(self, pipe: IO[bytes], frame: bytes) -> None:
+    def _send(self, frame: bytes) -> None:
         rest = memoryview(len(frame).to_bytes(4, "big") + frame)
         while rest:
-            self._wait_for(pipe, select.POLLOUT)
-            rest = rest[os.write(pipe.fileno(), rest) :]
+            self._wait_for(self._to_fd, select.POLLOUT)
+            rest = rest[os.write(self._to_fd, rest) :]
 
-    def _read(self, pipe: IO[bytes]) -> bytes:
-        return self._read_bytes(pipe, int.from_bytes(self._read_bytes(pipe, 4), "big"))
+    def _read(self) -> bytes:
+        return self._read_bytes(int.from_bytes(self._read_bytes(4), "big"))
 
-    def _read_bytes(self, pipe: IO[bytes], size: int) -> bytes:
+    def _read_bytes(self, size: int) -> bytes:
         pieces = []
         while size:
-            self._wait_for(pipe, select.POLLIN)
-            piece = os.read(pipe.fileno(), min(size, READ_BYTES_MAX))
+            self._wait_for(self._from_fd, select.POLLIN)
+            piece = os.read(self._from_fd, min(size, READ_BYTES_MAX))
             if not piece:
                 raise self._ended()
             pieces.append(piece)
             size -= len(piece)
         return b"".join(pieces)
 
-    def _wait_for(self, pipe: IO[bytes], event: int) -> None:
+    def _wait_for(self, fd: int, event: int) -> None:
         """Wait until the pipe is ready. Raises TimeoutError after the deadline: no thread has to watch over that."""
         poll = select.poll()
-        poll.register(pipe, event)
+        poll.register(fd, event)
         if not poll.poll(max(0.0, self._deadline_monotonic - time.monotonic()) * 1000):
             raise TimeoutError
 
-    def _start(self) -> "subprocess.Popen[bytes]":
+    def _start(self) -> None:
         if self._closed:
             raise ChildError(f"the {self._name} is closed")
-        # Every other descriptor is closed in it, so it keeps no listening socket open.
+        its_input, self._to_fd = os.pipe()
+        self._from_fd, its_output = os.pipe()
         try:
-            process = self._process = subprocess.Popen(
-                [sys.executable, "-m", self._module],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                bufsize=0,
-                pass_fds=self._pass_fds,
-            )
+            process = self._process = self._launch(its_input, its_output)
         except OSError as error:
+            self._close_pipes()
             raise ChildError(
                 f"the {self._name} process cannot be started: {error.strerror}; it is tried again when it is asked"
             ) from error
+        finally:
+            os.close(its_input)
+            os.close(its_output)
         if self._memory_bytes:
             limit_memory(process.pid, self._memory_bytes)
         if self._closed:
             process.kill()
-        assert process.stdin is not None
         # A write takes what there is room for, so that one to a process that does not read waits no longer than it may.
-        os.set_blocking(process.stdin.fileno(), False)
+        os.set_blocking(self._to_fd, False)
         self._deadline_monotonic = time.monotonic() + ANSWER_S
         try:
-            self._send(process.stdin, self._first)
+            self._send(self._first)
         except OSError as error:
             raise self._ended() from error
-        return process
+
+    def _launch(self, its_input: int, its_output: int) -> "subprocess.Popen[bytes] | Forked":
+        """Every other descriptor is closed in it, so it keeps no listening socket open. Raises OSError."""
+        if self._forks is not None:
+            try:
+                return self._forks.start({"run": self._module}, [its_input, its_output, *self._pass_fds])
+            except ForkError as error:
+                log.warning("%s; the %s process is a new interpreter", error, self._name)
+        return subprocess.Popen(
+            [sys.executable, "-m", self._module], stdin=its_input, stdout=its_output, pass_fds=self._pass_fds
+        )
 
     def _ended(self) -> ChildError:
         status = self._end()
-        assert status is not None
         if status == OUT_OF_MEMORY:
             return ChildError(
                 f"the {self._name} process needed more than the {self._memory_bytes >> 20} MiB that --helper-bytes "
                 "gives it; another one is started when it is asked again"
             )
-        how = f"by signal {-status}" if status < 0 else f"with status {status}"
-        return ChildError(f"the {self._name} process ended {how}; another one is started when it is asked again")
+        how = "" if status is None else f" by signal {-status}" if status < 0 else f" with status {status}"
+        return ChildError(f"the {self._name} process ended{how}; another one is started when it is asked again")
 
     def _end(self) -> int | None:
-        """How it ended; None when there is none."""
+        """How it ended; None when there is none, or only the fork server knew."""
         process, self._process = self._process, None
         if process is None:
             return None
         process.kill()
-        for pipe in (process.stdin, process.stdout):
-            assert pipe is not None
-            try:
-                pipe.close()
-            except OSError:  # what was left to be written
-                pass
+        self._close_pipes()
         return process.wait()
+
+    def _close_pipes(self) -> None:
+        os.close(self._to_fd)
+        os.close(self._from_fd)
 
 
 @contextmanager
@@ -174,7 +193,9 @@ def within_its_memory() -> Iterator[None]:
 class Asker:
     """The server, seen from the process. To be made once, before anything is printed."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
+        """`name` is what `ps` and `top` show."""
+        name_process(f"adcore {name}")
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
             # Meant for the server, of whose group this is; when that leaves, so do we.
             signal.signal(number, signal.SIG_IGN)

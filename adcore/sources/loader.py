@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 
+from adcore.forkserver import ForkClient
 from adcore.sources import Note, open_store
 from adcore.sources.archive import TableArchive
 from adcore.sources.child import Asker, Child, within_its_memory
@@ -49,8 +50,15 @@ _encode = msgspec.msgpack.encode
 class Loader(Child):
     """The process, seen from the server; used like the Reader that it has."""
 
-    def __init__(self, sources: Sources, clock_monotonic: Callable[[], float] = time.monotonic) -> None:
-        super().__init__("adcore.sources.loader", "loader", _encode(sources), memory_bytes=sources.memory_bytes)
+    def __init__(
+        self,
+        sources: Sources,
+        clock_monotonic: Callable[[], float] = time.monotonic,
+        forks: ForkClient | None = None,
+    ) -> None:
+        super().__init__(
+            "adcore.sources.loader", "loader", _encode(sources), memory_bytes=sources.memory_bytes, forks=forks
+        )
         self._clock = clock_monotonic
         self._loads = 0
         """Of this process, and when the last one was."""
@@ -62,9 +70,9 @@ class Loader(Child):
 
     def look(self, ask: Ask) -> tuple[Answer, list[bytes]]:
         """As Reader.look. Raises ChildError when the process ended."""
-        with self._asking([_encode(ask)]) as pipe:
-            answer = msgspec.msgpack.decode(self._read(pipe), type=Answer)
-            parts = [self._read(pipe) for _ in range(answer.offer.parts)] if answer.offer is not None else []
+        with self._asking([_encode(ask)]):
+            answer = msgspec.msgpack.decode(self._read(), type=Answer)
+            parts = [self._read() for _ in range(answer.offer.parts)] if answer.offer is not None else []
         if answer.offer is not None:
             # A first table is the largest offer, and mostly no other one follows soon.
             self._loads = self._loads + 1 if ask.compared is not None else LOADS_MAX
@@ -76,8 +84,8 @@ class Loader(Child):
     def keep(self) -> list[Note]:
         """As Reader.keep."""
         try:
-            with self._asking([KEEP]) as pipe:
-                return msgspec.msgpack.decode(self._read(pipe), type=list[Note])
+            with self._asking([KEEP]):
+                return msgspec.msgpack.decode(self._read(), type=list[Note])
         finally:
             if self._loads >= LOADS_MAX:
                 self._end()
@@ -92,9 +100,10 @@ class Loader(Child):
         return super()._end()
 
 
+@within_its_memory()
 def main() -> None:
     """In the process."""
-    server = Asker()
+    server = Asker("loader")
     sources = msgspec.msgpack.decode(server.next(), type=Sources)
     gives_way = False
     snapshot = None
@@ -120,5 +129,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with within_its_memory():
-        main()
+    main()

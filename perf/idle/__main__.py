@@ -30,9 +30,17 @@ REFRESH_S = 5.0
 SETTLE_S = 3 * REFRESH_S
 WORKERS = [1, 4]
 CAMPAIGNS = [inventory.CAMPAIGNS, inventory.CAMPAIGNS_MANY]
-# By module; with several workers the process that was started first is their parent.
-PARENT, WORKER, POLLER, COUNTS = "parent", "worker", "poller", "counts"
-ROLES = {"adcore": WORKER, "adcore.sources.loader": POLLER, "adcore.bank": COUNTS}
+# By program; with several workers the process that was started first is their parent, and the others are forks.
+PARENT, FORKS, WORKER, POLLER, COUNTS = "parent", "fork server", "worker", "poller", "counts"
+ROLES = {
+    "adcore": WORKER,
+    "adcore.sources.loader": POLLER,
+    "adcore.bank": COUNTS,
+    "adcore forks": FORKS,
+    "adcore worker": WORKER,
+    "adcore loader": POLLER,
+    "adcore counts": COUNTS,
+}
 
 
 class Member(NamedTuple):
@@ -152,7 +160,7 @@ def members(server: Adcore) -> dict[int, Member]:
     """The server's processes by pid; the children that ended count for the process that started them."""
     root = server.process.pid
     pids = cpu.family(root)
-    has_parent = sum(cpu.program(pid) == "adcore" for pid in pids) > 1
+    has_parent = any(cpu.program(pid) == "adcore worker" for pid in pids)
     found = {}
     for pid in pids:
         try:
@@ -180,7 +188,8 @@ def by_role(before: dict[int, Member], after: dict[int, Member], seconds: float)
         grouped[member.role].append(member)
         used_s[member.role] += member.cpu_s - (before[pid].cpu_s if pid in before else 0.0)
     for pid in before.keys() - after.keys():
-        used_s[WORKER] -= before[pid].cpu_s  # it has this from before now, as that of a child which it has waited for
+        # Whoever has waited for it has this from before now, as that of a child.
+        used_s[FORKS if FORKS in grouped else WORKER] -= before[pid].cpu_s
     return {
         role: Role(
             len(grouped[role]),
@@ -188,7 +197,7 @@ def by_role(before: dict[int, Member], after: dict[int, Member], seconds: float)
             sum(one.pss_kib for one in grouped[role]) / 1024,
             sum(one.private_kib for one in grouped[role]) / 1024,
         )
-        for role in (PARENT, WORKER, POLLER, COUNTS)
+        for role in (PARENT, FORKS, WORKER, POLLER, COUNTS)
         if role in grouped
     }
 

@@ -145,8 +145,14 @@ def total(usages: Iterable[Usage]) -> Usage:
 
 
 def program(pid: int) -> str:
-    """The name of what it runs: the module of `python -m MODULE`, else that of the file."""
+    """The name of what it runs: the module of `python -m MODULE`, else that of the file.
+
+    Those that adcore's fork server has started have the command line of that, and a name of their own.
+    """
     words = Path(f"/proc/{pid}/cmdline").read_text(errors="replace").split("\0")
+    name = Path(f"/proc/{pid}/comm").read_text().rstrip(" 0123456789\n")
+    if words[1:3] == ["-m", "adcore"] and name.startswith("adcore "):
+        return name
     module = words[2] if words[1:2] == ["-m"] else words[0].rpartition("/")[2]
     return module or ENDED  # a zombie has no words
 

@@ -21,7 +21,7 @@ from adcore.sources.lastgood import LastGood
 from adcore.sources.loader import REST_S, Loader, Sources
 from adcore.sources.reader import Answer, Ask, Reader, apply_offer
 from tests.inventories import campaign, document, text_creative
-from tests.process import Adcore, adctl, ask, child_running, environment, serving, wait_for
+from tests.process import Adcore, adctl, ask, descendant, environment, serving, wait_for
 from tests.rogue import MysqlPeer, Rogue
 
 NOTHING = Ask(None, None, 0, b"", b"")
@@ -212,7 +212,7 @@ def test_it_gives_way_to_requests_once_there_is_a_table_to_answer_them_with(load
 
 
 def loader_of(server: Adcore) -> int | None:
-    loader = child_running("adcore.sources.loader", server)
+    loader = descendant("adcore loader", server)
     return loader.pid if loader else None
 
 
@@ -378,9 +378,9 @@ def test_a_process_without_memory_for_its_work_ends_and_says_why(monkeypatch: py
     hungry = Child("tests.sources.hungry", "hungry", b"", memory_bytes=256 << 20)
     with (
         pytest.raises(ChildError, match="needed more than the 256 MiB that --helper-bytes gives it"),
-        hungry._asking([]) as pipe,
+        hungry._asking([]),
     ):
-        hungry._read(pipe)
+        hungry._read()
     hungry.close()
 
 
