@@ -18,13 +18,13 @@ from concurrent.futures import Executor
 from typing import Protocol, TypeVar
 
 from adcore.background import BackgroundThread
-from adcore.core.adtable import EMPTY, AdTable, Steps, build_table, finish, let_go
+from adcore.core.adtable import EMPTY, AdTable, Steps, finish, let_go
 from adcore.errors import SourceError
 from adcore.sources import Note, Revision
 from adcore.sources.child import ChildError
 from adcore.sources.lastgood import LastGood
 from adcore.sources.lookboard import LookBoard
-from adcore.sources.reader import Answer, Ask, Offer, apply_offer, digests
+from adcore.sources.reader import Answer, Ask, Offer, apply_offer, offer_all
 
 log = logging.getLogger("adcore.sources")
 
@@ -151,14 +151,13 @@ class Refresher:
         if kept is None:
             await self._refresh()
             return self._served is not None
-        self._table, self._known, self._served, kept_wall = kept
+        offer, parts, kept_wall = kept
+        await self._take(offer, parts)
         self.table_monotonic = self._clock_monotonic() - max(0.0, self._clock() - kept_wall)
-        finish(self._use(self._table))
-        self.loads["disk"] += 1
         # The listener is not open yet, so the loop has nothing better to do; but the sources may be far away.
         self._first_look = asyncio.get_running_loop().create_task(self._refresh())
         await asyncio.wait([self._first_look], timeout=FIRST_LOOK_S)
-        if self._served == kept[2] and not self.healths["store"].ok:
+        if self._served == offer.revision and not self.healths["store"].ok:
             log.warning("serving revision %d from %s", self._served.number, self._last_good.label)
         return True
 
@@ -295,8 +294,8 @@ class Refresher:
             else:
                 self.healths[note.source].note_error(note.error)
 
-    def _load_last_good(self) -> tuple[AdTable, bytes, Revision, float] | None:
-        """In the thread: the table from disk, its digests and revision, and when it was kept."""
+    def _load_last_good(self) -> tuple[Offer, list[bytes], float] | None:
+        """In the thread: the table from disk, and when it was kept."""
         try:
             kept = self._last_good.load()
         except SourceError as error:
@@ -306,8 +305,7 @@ class Refresher:
             return None
         self.healths["disk"].note_ok(self._clock())
         rows, kept_wall = kept
-        table = build_table(rows.document, revision=rows.revision.number, generation=rows.revision.generation)
-        return table, digests(table.campaigns.values()), rows.revision, kept_wall
+        return *offer_all(rows, "disk"), kept_wall
 
 
 async def in_slices(steps: Steps[R], clock: Callable[[], float] = time.perf_counter) -> R:
