@@ -16,6 +16,8 @@ import time
 from collections.abc import Callable, MutableMapping
 from typing import NoReturn
 
+from adcore.ticks import until_tick
+
 log = logging.getLogger("adcore.notify")
 
 # How often the manager hears of us; more often if it watches over the event loop.
@@ -81,7 +83,7 @@ class Notifier:
         """Show that the event loop turns, until cancelled."""
         while True:
             self.alive(status())
-            await asyncio.sleep(min(REPORT_INTERVAL_S, self.watchdog_interval_s or REPORT_INTERVAL_S))
+            await asyncio.sleep(until_tick(min(REPORT_INTERVAL_S, self.watchdog_interval_s or REPORT_INTERVAL_S)))
 
     def close(self) -> None:
         if self._socket is not None:

@@ -80,6 +80,7 @@ from adcore.sources.seal import SNAPSHOT_PURPOSE
 from adcore.state import State
 from adcore.tally import Ask, Tally
 from adcore.teller import Teller
+from adcore.ticks import until_tick
 from adcore.tokens import KeyRing
 from adcore.version import revision
 
@@ -575,7 +576,7 @@ class Server:
 
     async def _turn(self) -> None:
         while True:
-            await asyncio.sleep(TURN_INTERVAL_S)
+            await asyncio.sleep(until_tick(TURN_INTERVAL_S))
             errorlog.flush()
             self.collector.turn(self._count_answers())
             await in_slices(self.state.counters.turn_in_steps(time.time))
@@ -586,7 +587,7 @@ class Server:
     async def _share(self, acceptor: Acceptor) -> None:
         """Leave to other workers what this one has too much of."""
         while not self.stopping.is_set():
-            await asyncio.sleep(SHARE_INTERVAL_S if self.http.connections else TURN_INTERVAL_S)
+            await asyncio.sleep(SHARE_INTERVAL_S if self.http.connections else until_tick(TURN_INTERVAL_S))
             give_up(self.http, acceptor.excess())
 
 

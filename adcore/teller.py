@@ -24,6 +24,7 @@ from adcore.sources import Note
 from adcore.sources.child import ChildError
 from adcore.sources.refresh import Health, in_slices
 from adcore.tally import Answer, Ask, Tally
+from adcore.ticks import until_tick
 
 log = logging.getLogger("adcore.counts")
 
@@ -90,6 +91,8 @@ class Teller:
         self._first: asyncio.Task[bool] | None = None
         self.exchanges = 0
         self.errors = 0
+        self._told: object = None
+        """What `work` gave before all that was counted by then was told; to look for more takes 5 ms."""
         self._has_failed = False
         """Whether the last exchange did not do all that it should: what it leaves is due at the next turn."""
         self.last_wall: float | None = None
@@ -116,7 +119,7 @@ class Teller:
         left_out = 0
         while True:
             turn_s = self.interval_s / EXCHANGES_PER_INTERVAL
-            await asyncio.sleep(turn_s * (1 - JITTER * self._uniform()))
+            await asyncio.sleep(until_tick(turn_s * (1 - JITTER * self._uniform())))
             before, worked = worked, self._work()
             is_told = worked == before and self._counters.limited is self._limited and not self._has_failed
             if is_told and left_out < min(IDLE_TURNS, int(IDLE_S / turn_s) - 1):
@@ -129,7 +132,7 @@ class Teller:
         """Tell the last counts, when nothing is counted any more; whatever happens they are kept in the file."""
         in_time = False
         if self._first is not None or self.exchanges:
-            self._counters.tell_again()
+            self._tell_again()
             told = asyncio.ensure_future(self.exchange())
             await asyncio.wait([told], timeout=LAST_EXCHANGE_S)
             in_time = told.done() and told.result()
@@ -153,7 +156,8 @@ class Teller:
         """Exchange once; whether the counts were taken."""
         async with self._one_at_a_time:
             began = time.perf_counter()
-            own = await in_slices(self._counters.untold())
+            counted = self._work()
+            own = [] if counted == self._told else await in_slices(self._counters.untold())
             wanted = None
             limited = self._counters.limited
             if limited is not self._limited:
@@ -164,11 +168,11 @@ class Teller:
             except ChildError as error:
                 log.error("%s", error)
                 self._limited = None
-                self._counters.tell_again()
+                self._tell_again()
                 self.errors += 1
                 self._has_failed = True
                 return False
-            self._limited = limited
+            self._limited, self._told = limited, counted
             await in_slices(self._take_in(others))
             self.exchanges += 1
             self._note(answer.notes)
@@ -177,6 +181,10 @@ class Teller:
                 self.last_wall = self._clock()
             self.last_s = time.perf_counter() - began
             return True
+
+    def _tell_again(self) -> None:
+        self._told = None
+        self._counters.tell_again()
 
     def status(self) -> dict[str, object]:
         return {

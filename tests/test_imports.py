@@ -34,11 +34,19 @@ IMPURE = {
 MAY_IMPORT = {
     "adcore.core": set[str](),
     "adcore.http1": set[str](),
-    "adcore.sources": {"adcore.core", "adcore.background", "adcore.files", "adcore.forkserver", "adcore.memory"},
+    "adcore.sources": {
+        "adcore.core",
+        "adcore.background",
+        "adcore.files",
+        "adcore.forkserver",
+        "adcore.memory",
+        "adcore.ticks",
+    },
     "adcore.deliverylog": {"adcore.core", "adcore.background", "adcore.files"},
     # A handler cannot be written without the two nouns that it turns into each other.
     "adcore.control": {
         *("adcore.core", "adcore.http1.histogram", "adcore.http1.request", "adcore.http1.response", "adcore.memory"),
+        "adcore.ticks",
     },
 }
 # A driver or transport, and the only modules that may import it.

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Protocol
 
 from adcore.http1.histogram import Histogram
+from adcore.ticks import until_tick
 
 # How often the loop is asked to be on time. A look takes 1.2 µs, and on a core that sleeps 50 µs to wake it: so a loop
 # that has answered nothing since the last look is asked less often.
@@ -82,6 +83,8 @@ class Timer(Protocol):
 class Loop(Protocol):
     """The part of an event loop that is measured."""
 
+    def time(self) -> float: ...
+
     def call_later(self, delay: float, callback: Callable[[], object]) -> Timer: ...
 
 
@@ -117,7 +120,9 @@ class LoopLag:
     def _wait(self) -> None:
         assert self._loop is not None
         before, self._worked = self._worked, self._work()
-        self._interval_s = LAG_IDLE_INTERVAL_S if self._worked == before else LAG_INTERVAL_S
+        self._interval_s = (
+            until_tick(LAG_IDLE_INTERVAL_S, self._loop.time()) if self._worked == before else LAG_INTERVAL_S
+        )
         self._due = self._clock() + self._interval_s
         self._timer = self._loop.call_later(self._interval_s, self._on_timer)
 

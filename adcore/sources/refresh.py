@@ -25,6 +25,7 @@ from adcore.sources.child import ChildError
 from adcore.sources.lastgood import LastGood
 from adcore.sources.lookboard import LookBoard
 from adcore.sources.reader import Answer, Ask, Offer, apply_offer, offer_all
+from adcore.ticks import until_tick
 
 log = logging.getLogger("adcore.sources")
 
@@ -167,7 +168,7 @@ class Refresher:
             await self._first_look
         while True:
             try:
-                await asyncio.wait_for(self._wanted.wait(), self._pause_s())
+                await asyncio.wait_for(self._wanted.wait(), until_tick(self._pause_s()))
             except TimeoutError:
                 pass
             self._wanted.clear()
@@ -210,13 +211,12 @@ class Refresher:
             await self._in_thread(self._looker.rest)
 
     def _pause_s(self) -> float:
-        pause_s = self.interval_s * (1 - JITTER * self._uniform())
-        if self._board is None:
-            return pause_s
         if self._follows:
-            return FOLLOWING * pause_s
-        is_relied_on = self._clock_monotonic() - self._board.read_monotonic() < self.interval_s
-        return LEADING * pause_s if is_relied_on else pause_s
+            return FOLLOWING * self.interval_s  # it asks a file, so others may do so at the same time
+        pause_s = self.interval_s * (1 - JITTER * self._uniform())
+        if self._board is not None and self._clock_monotonic() - self._board.read_monotonic() < self.interval_s:
+            pause_s *= LEADING  # they rely on it
+        return pause_s
 
     def _learn_from_another(self) -> bool:
         """Whether another process has looked lately and found nothing newer than the table in use."""
