@@ -83,7 +83,8 @@ class Published:
             store = blake2b(generation.encode(), digest_size=8).hexdigest()
             self._scope = f"{self._prefix}count2:{store}:"
             self.known, self._there = {}, {}
-        if day != self._day:
+        if day != self._day or seals.fingerprints != self._seals.fingerprints:
+            # What one of the keys of before has signed may be nobody's word now.
             self._day, self._there = day, {}
         self._seals = seals
 

@@ -438,6 +438,23 @@ def test_a_file_that_nobody_holds_is_left_alone_while_memcached_has_it(
     there.exchange()
 
 
+def test_after_a_change_of_keys_a_file_that_nobody_holds_is_published_anew(world: World) -> None:
+    gone, there = delivering(world, 0, 3), delivering(world, 0, 1)
+    gone.end()
+    world.memcached.values.clear()
+    there.exchange()
+    there.exchange()
+    other = b"another" * 4
+    for seals in ((other, KEY), (other,)):
+        for host in world.hosts:
+            host.seals = seals
+        world.day += seals == (other, KEY)  # both are in the list again, by the new key, and its counts stay as they are
+        there.exchange()
+        there.exchange()
+    assert memcached_problem(there) is None
+    assert delivering(world, 1).figures()[0] == 4
+
+
 def test_one_that_starts_again_is_the_same_member(world: World) -> None:
     a, b = delivering(world, 0, 3), delivering(world, 1, 4)
     for _ in range(3):

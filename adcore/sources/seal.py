@@ -49,6 +49,11 @@ class Seals:
         assert self._first is not None
         return self._first
 
+    @property
+    def fingerprints(self) -> frozenset[bytes]:
+        """Of all that verify."""
+        return frozenset(self._keys)
+
     def knows(self, fingerprint: bytes) -> bool:
         return fingerprint in self._keys
 
