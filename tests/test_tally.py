@@ -448,7 +448,10 @@ def test_after_a_change_of_keys_a_file_that_nobody_holds_is_published_anew(world
     for seals in ((other, KEY), (other,)):
         for host in world.hosts:
             host.seals = seals
-        world.day += seals == (other, KEY)  # both are in the list again, by the new key, and its counts stay as they are
+        world.day += seals == (
+            other,
+            KEY,
+        )  # both are in the list again, by the new key, and its counts stay as they are
         there.exchange()
         there.exchange()
     assert memcached_problem(there) is None

@@ -222,6 +222,8 @@ class Refresher:
         """Whether another process has looked lately and found nothing newer than the table in use."""
         if self._board is None or self._reload or self._served is None or self._board.lead():
             return False
+        if (archive := self.healths.get("archive")) is not None and archive.ok is False:
+            return False  # whether it is well again is seen by a look alone
         now_monotonic = self._clock_monotonic()
         asked_monotonic = self._board.asked(self._served, now_monotonic)
         if asked_monotonic is None or now_monotonic - asked_monotonic > NOTE_AGE_MAX * self.interval_s:

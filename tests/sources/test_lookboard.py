@@ -9,6 +9,7 @@ import pytest
 
 from adcore.sources import Revision
 from adcore.sources.lookboard import LookBoard
+from adcore.sources.refresh import Health
 from tests.sources.fakes import FakeStore, rows
 from tests.sources.test_refresh import Process
 
@@ -124,6 +125,22 @@ def test_one_process_asks_for_all(tmp_path: Path, boards: list[LookBoard]) -> No
         fleet.store.calls.clear()
         assert await fleet.turn() == [2, 2, 2]
         assert fleet.store.calls == ["revision"]
+
+    asyncio.run(main())
+
+
+def test_a_follower_whose_archive_has_failed_looks_until_it_is_well(tmp_path: Path, boards: list[LookBoard]) -> None:
+    async def main() -> None:
+        fleet = Fleet(boards, tmp_path)
+        await fleet.start()
+        follower = fleet.processes[1].refresher
+        archive = follower.healths["archive"] = Health("the archive")
+        archive.note_error("the archive: no space left on device")
+        await fleet.turn()
+        assert fleet.store.calls == ["revision"] * 2
+        archive.note_ok(1000.0)
+        await fleet.turn()
+        assert fleet.store.calls == ["revision"] * 3
 
     asyncio.run(main())
 
