@@ -451,7 +451,7 @@ def test_after_a_change_of_keys_a_file_that_nobody_holds_is_published_anew(world
         world.day += seals == (
             other,
             KEY,
-        )  # both are in the list again, by the new key, and its counts stay as they are
+        )  # its counts stay as they are, and it is listed with the new key
         there.exchange()
         there.exchange()
     assert memcached_problem(there) is None
