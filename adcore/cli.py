@@ -55,7 +55,7 @@ def _run(argv: Sequence[str]) -> int:
     if version:
         print(version_text())
         return 0
-    seat = None
+    seat = Seat.take()
     if (requests := forkserver.take()) is not None:
         task = fork_when_asked(requests, flags)
         if task is None:

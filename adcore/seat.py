@@ -11,15 +11,20 @@ lives: while a successor starts there are two of one number.
 
 from __future__ import annotations
 
+import json
 import mmap
 import os
 import signal
 import socket
+from collections.abc import MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from adcore.errors import StartError
 from adcore.forkserver import ForkClient, Task
 
+# With which parents of earlier versions start their workers, each as a new interpreter. Not ADCORE_*: it is no setting.
+VARIABLE = "_ADCORE_SEAT"
 # What the fork server is asked to run for it.
 WORKER = "worker"
 READY = b"r"
@@ -43,7 +48,21 @@ class Seat:
     listener_fd: int
     parent_fd: int
     loads_fd: int
-    forks_fd: int
+    forks_fd: int | None = None
+
+    @classmethod
+    def take(cls, environ: MutableMapping[str, str] = os.environ) -> Seat | None:
+        """That of a worker of a parent that has no fork server. Takes it out of `environ`. Raises StartError."""
+        text = environ.pop(VARIABLE, None)
+        if text is None:
+            return None
+        try:
+            seat = cls(**json.loads(text))
+        except (ValueError, TypeError) as error:
+            raise StartError(f"{VARIABLE} is for workers that adcore starts itself: unset it") from error
+        for fd in (seat.listener_fd, seat.parent_fd, seat.loads_fd):
+            os.set_inheritable(fd, False)
+        return seat
 
     @classmethod
     def of(cls, task: Task) -> Seat:
@@ -55,8 +74,8 @@ class Seat:
         sock.setblocking(False)
         return sock
 
-    def open_forks(self) -> ForkClient:
-        return ForkClient(socket.socket(fileno=self.forks_fd))
+    def open_forks(self) -> ForkClient | None:
+        return None if self.forks_fd is None else ForkClient(socket.socket(fileno=self.forks_fd))
 
     def open_loads(self) -> Loads:
         return Loads(self.loads_fd, self.slots)

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from adcore.seat import READY, Loads
 from adcore.workers import RESTART_PAUSE_MAX_S, RESTART_PAUSE_MIN_S, STABLE_S, Backoff, describe_end
 from tests.chaos.restarts import pids, restart
 from tests.inventories import campaign, document
@@ -215,6 +216,42 @@ def test_a_path_too_long_for_the_workers_sockets_is_named(tmp_path: Path) -> Non
     server = Adcore(tmp_path / "run", "--workers", "2", "--state-dir", str(state), "--unix", str(tmp_path / "ad.sock"))
     assert server.process.wait(PATIENCE_S) == 3
     assert "choose a shorter --state-dir" in server.errors
+
+
+def test_the_variable_of_a_seat_is_refused_from_anybody_else(tmp_path: Path) -> None:
+    server = Adcore(tmp_path, _ADCORE_SEAT="1")
+    assert server.process.wait(PATIENCE_S) == 3
+    assert "_ADCORE_SEAT is for workers that adcore starts itself" in server.errors
+
+
+def test_a_parent_without_a_fork_server_starts_workers_of_this_version(tmp_path: Path) -> None:
+    """As those of earlier versions do, on a HUP after the code has been replaced."""
+    loads = Loads.create(2)
+    mine, its = socket.socketpair()
+    with mine, socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.listen(64)
+        seat = {
+            "number": 1,
+            "slot": 0,
+            "slots": 2,
+            "alone": True,
+            "listener_fd": listener.fileno(),
+            "parent_fd": its.fileno(),
+            "loads_fd": loads.fd,
+        }
+        server = Adcore(
+            tmp_path,
+            *("--workers", "2"),
+            address=f"127.0.0.1:{listener.getsockname()[1]}",
+            pass_fds=(listener.fileno(), its.fileno(), loads.fd),
+            _ADCORE_SEAT=json.dumps(seat),
+        )
+        its.close()
+        mine.settimeout(PATIENCE_S)
+        assert mine.recv(16) == READY
+        assert server.ask("/v1/decision?placement=top").status == 200
+        mine.close()
+        assert server.process.wait(PATIENCE_S) == 0
 
 
 def test_processes_that_start_at_once_on_an_empty_directory_share_it(tmp_path: Path) -> None:
