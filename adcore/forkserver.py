@@ -5,8 +5,8 @@ same in each. The fork server imports them once; a fork shares its pages until i
 milliseconds. It has one thread and no event loop, so that nothing of it is missing or held in a fork.
 
 Whoever holds the other end of its socket (SOCK_SEQPACKET) may ask: the parent for workers, workers for their helpers.
-It ends when the last of them has closed it. A request is a JSON object, with descriptors. Of these the first is a
-`line`, on which the fork server answers; the others are the new process's own.
+It ends when the last of them has closed it, and the last of its processes has ended. A request is a JSON object, with
+descriptors. Of these the first is a `line`, on which the fork server answers; the others are the new process's own.
 
     line ◄── pid, with a pidfd          the process is there
     line ◄── error                      there is none
@@ -170,7 +170,7 @@ class ForkServer:
         """The pid and the line of each process, by its pidfd."""
 
     def run(self) -> Task | None:
-        while True:
+        while self._requests.fileno() >= 0 or self._living:
             for fd, _ in self._poll.poll():
                 if fd in self._living:
                     self._see_off(fd)
@@ -179,12 +179,15 @@ class ForkServer:
                     self._requests, REQUEST_BYTES_MAX, DESCRIPTORS_MAX, socket.MSG_CMSG_CLOEXEC
                 )
                 if not data:
-                    return None
+                    self._poll.unregister(self._requests)
+                    self._requests.close()
+                    break
                 line, *own = fds
                 if self._fork(socket.socket(fileno=line)):
                     return Task(json.loads(data), own)
                 for one in own:
                     os.close(one)
+        return None
 
     def _fork(self, line: socket.socket) -> bool:
         """Whether this is the fork."""

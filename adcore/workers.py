@@ -344,19 +344,25 @@ class Parent:
             self._rollover_wanted.clear()
             log.info("HUP: replacing %d workers, one at a time", len(self.numbers))
             self._notifier.reloading()
-            before, self._forks = self._forks, None
-            for number in self.numbers:
-                if not await self._replace(number):
+            former, self._forks = self._forks, None
+            try:
+                if await self._replace_all():
+                    self.rollovers += 1
+                    log.info("HUP: all workers are replaced")
+                else:
                     self.failed_rollovers += 1
-                    log.error("HUP: the new worker %d does not start; the old one goes on, and those after it", number)
-                    before, self._forks = self._forks, before
-                    break
-            else:
-                self.rollovers += 1
-                log.info("HUP: all workers are replaced")
-            if before is not None:
-                before.close()
+                    former, self._forks = self._forks, former
+            finally:
+                if former is not None:
+                    former.close()
             self._notifier.ready(self._summary())
+
+    async def _replace_all(self) -> bool:
+        for number in self.numbers:
+            if not await self._replace(number):
+                log.error("HUP: the new worker %d does not start; the old one goes on, and those after it", number)
+                return False
+        return True
 
     async def _replace(self, number: int) -> bool:
         async with self._places[number]:

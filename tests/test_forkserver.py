@@ -116,6 +116,19 @@ def test_a_fork_has_its_own_descriptors_and_none_of_anybody_elses() -> None:
         os.close(waits)
 
 
+def test_it_waits_for_its_last_process_and_tells_how_that_ended() -> None:
+    with fork_server() as (forks, server):
+        waits, end = os.pipe()
+        process = forks.start({"run": "wait", "status": 5}, [waits])
+        forks.close()
+        with pytest.raises(subprocess.TimeoutExpired):
+            server.wait(0.2)
+        os.close(end)
+        assert process.wait() == 5
+        assert server.wait(PATIENCE_S) == 0
+        os.close(waits)
+
+
 def test_a_signal_reaches_the_process() -> None:
     with fork_server() as (forks, _):
         waits, end = os.pipe()
