@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from adcore.errors import AdcoreError
+from adcore.errors import AdcoreError, SourceError
 from adcore.files import create_own, folder_problem, open_found, open_own, read_own, replace_own
+from adcore.pidfile import PidFile
+from adcore.sources.sqlite import SqliteStore
 from tests.process import Adcore
 from tests.test_files import NAMES, OPENERS, OTHER_UID, needs_root, plant_file_of_another, plant_link, plant_second_name
 
@@ -207,6 +209,34 @@ def test_an_acl_that_lets_another_user_write_is_named(folder: Path) -> None:
     assert folder_problem(folder, "x") is None
     with acting_as(OTHER_UID), pytest.raises(PermissionError):
         (folder / "name").touch()
+
+
+@needs_root
+def test_a_pid_file_is_locked_by_no_other_user(folder: Path) -> None:
+    """A lock needs no more than to read the file, and tells of a server that runs."""
+    with PidFile(folder / "pid"), acting_as(OWN_UID), pytest.raises(PermissionError):
+        os.open(folder / "pid", os.O_RDONLY)
+
+
+@pytest.mark.parametrize("through_link", [False, True])
+@pytest.mark.parametrize("use", [SqliteStore.migrate, SqliteStore.load])
+def test_no_sqlite_store_is_where_every_user_may_put_a_log_beside_it(
+    folder: Path, use: Callable[[SqliteStore], object], through_link: bool
+) -> None:
+    """SQLite plays back the pages that a file NAME-wal has, whoever made that."""
+    path = folder / "store.db"
+    store = SqliteStore(f"sqlite://{path}")
+    store.migrate()
+    store.close()
+    before = path.read_bytes()
+    folder.chmod(0o1777)
+    if through_link:
+        (folder.parent / "link.db").symlink_to(path)
+        path = folder.parent / "link.db"
+    with pytest.raises(SourceError, match=f"every user of this host may write to {folder}.*folder of adcore's own"):
+        use(SqliteStore(f"sqlite://{path}"))
+    assert [one.name for one in folder.iterdir()] == ["store.db"]
+    assert path.read_bytes() == before
 
 
 # --- where no server starts
