@@ -97,8 +97,9 @@ def _other_writers(path: Path, status: os.stat_result) -> tuple[str, str] | None
         return "every user of this host", "o"
     if not status.st_mode & stat.S_IWGRP:  # with an ACL, this bit is its mask: without it no entry lets anyone write
         return None
-    if "system.posix_acl_access" in os.listxattr(path):
-        return "a user of its ACL", "g"
+    with contextlib.suppress(OSError):  # of a file system that has no ACLs
+        if "system.posix_acl_access" in os.listxattr(path):
+            return "a user of its ACL", "g"
     # A group that has no other user, as each user's own on many hosts, adds none.
     names = set()
     with contextlib.suppress(KeyError):
@@ -169,7 +170,7 @@ def open_own(
                 raise OSError(errno.ELOOP, f"it is a symbolic link {folder.where}; remove it") from None
             raise
     try:
-        if settles:
+        if settles and folder.owners is not None:
             _wait_for_one_name(fd)
         _check(os.fstat(fd), folder, regular, path)
         os.set_blocking(fd, True)
@@ -240,7 +241,8 @@ def create_own(path: Path, fill: Callable[[int], object], *, mode: int = 0o600, 
             raise
         finally:
             if aside is not None:
-                os.unlink(aside, dir_fd=folder.fd)
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(aside, dir_fd=folder.fd)
         if durable:
             _sync(folder)
     return fd

@@ -366,6 +366,14 @@ def test_a_second_name_that_goes_is_waited_for(shared: Path, monkeypatch: pytest
     assert [path.name for path in shared.iterdir()] == ["name"]
 
 
+def test_a_second_name_in_a_folder_of_ones_own_is_used_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as that of a backup."""
+    keys = KeyRing.load_or_create(tmp_path / "secret").keys
+    os.link(tmp_path / "secret", tmp_path / "other")
+    monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("waited"))
+    assert KeyRing.load_or_create(tmp_path / "secret").keys == keys
+
+
 def plant_second_name_of_ours(path: Path) -> None:
     path.touch(0o600)
     os.link(path, path.with_name("other"))

@@ -1,6 +1,7 @@
 """Folders that other users may write to, by owner, mode, group or ACL: what is opened there, and who starts there."""
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -199,6 +200,16 @@ def test_a_folder_is_judged_by_its_owner_and_by_who_else_may_write(
             else:
                 assert found is not None
                 assert re.search(expected, found), found
+
+
+@needs_root
+def test_a_file_system_without_acls_has_groups(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: Path) -> list[str]:
+        raise OSError(errno.ENOTSUP, "Operation not supported")
+
+    monkeypatch.setattr(os, "listxattr", fail)
+    by_group(folder)
+    assert folder_problem(folder, "x") == f"daemon, of its group, may write to the x {folder}: chmod g-w it"
 
 
 @needs_root
