@@ -18,11 +18,10 @@ import contextlib
 import fcntl
 import mmap
 import os
-import secrets
 from pathlib import Path
 
 from adcore.errors import StartError
-from adcore.files import open_file, open_own
+from adcore.files import create_own, open_own
 
 MAGIC = b"adcseen1"
 # 16 MiB for a million links: with the window of an hour, 290 a second. Past that the oldest of a bucket is forgotten.
@@ -52,8 +51,9 @@ class Followed:
         StartError."""
         try:
             if not path.exists():
-                _create(path)
-            fd = open_own(path, os.O_RDWR)
+                with contextlib.suppress(FileExistsError):
+                    os.close(create_own(path, _fill))
+            fd = open_own(path, os.O_RDWR, settles=True)
         except OSError as error:
             raise StartError(
                 f"cannot keep {_size(BUCKETS) >> 20} MiB for the links followed in {path}: {error.strerror}; "
@@ -120,16 +120,7 @@ def _size(buckets: int) -> int:
     return (buckets + 1) * _BUCKET_BYTES
 
 
-def _create(path: Path) -> None:
-    """Whole or not at all, and never in place of another one."""
-    aside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    fd = open_file(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        # All of it now: a page that finds no room later ends the process.
-        os.posix_fallocate(fd, 0, _size(BUCKETS))
-        os.pwrite(fd, MAGIC, 0)
-        with contextlib.suppress(FileExistsError):
-            os.link(aside, path)
-    finally:
-        os.close(fd)
-        aside.unlink()
+def _fill(fd: int) -> None:
+    # All of it now: a page that finds no room later ends the process.
+    os.posix_fallocate(fd, 0, _size(BUCKETS))
+    os.pwrite(fd, MAGIC, 0)

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 
 from adcore.errors import StartError
-from adcore.files import open_own
+from adcore.files import FILE_MODE, open_own
 
 _CLOCK_SLACK_S = 2.0  # /proc counts in ticks and a file's time comes from a coarser clock
 
@@ -66,7 +66,8 @@ class PidFile:
     def _open_locked(self) -> int:
         while True:
             try:
-                fd = open_own(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+                # Not for every user: who may read a file may lock it, and no server would start then.
+                fd = open_own(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, FILE_MODE)
             except OSError as error:
                 raise StartError(
                     f"cannot open the pid file {self.path}: {error.strerror}; "

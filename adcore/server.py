@@ -48,7 +48,7 @@ from adcore.deliverylog.record import FORMS
 from adcore.deliverylog.spool import NoSpaceError, Spools, take_over
 from adcore.deliverylog.writer import LogWriter
 from adcore.errors import AdcoreError, SourceError, StartError
-from adcore.files import is_shared, make_folder
+from adcore.files import folder_problem, make_folder
 from adcore.followed import Followed
 from adcore.forkserver import name_process
 from adcore.geoip import CountryDatabase
@@ -180,6 +180,7 @@ class Server:
         config = self.config
         self._listen_to_signals()
         make_state_dir(config)
+        check_spool_dir(config.spool_dir)
         self.keyring = keyring = KeyRing.load_or_create(config.secret_file)
         if config.source_is_default and install_sample_inventory(config.source):
             log.info("serving the sample inventory, from %s", config.source)
@@ -639,11 +640,18 @@ def make_state_dir(config: Config) -> None:
         raise StartError(
             f"cannot create the state directory {config.state_dir}: {error.strerror}; see --state-dir"
         ) from error
-    if is_shared(config.state_dir.stat()):
-        raise StartError(
-            f"every user of this host may write to the state directory {config.state_dir}: chmod o-w it, or choose "
-            "another --state-dir"
-        )
+    if (problem := folder_problem(config.state_dir, "state directory")) is not None:
+        raise StartError(f"{problem}, or choose another --state-dir")
+
+
+def check_spool_dir(path: Path) -> None:
+    """Raises StartError for a folder in which another user could remove the files or put others in their place."""
+    try:
+        problem = folder_problem(path, "spool directory", sticky=True)
+    except OSError as error:
+        raise StartError(f"cannot use the spool directory {path}: {error.strerror}; see --spool-dir") from error
+    if problem is not None:
+        raise StartError(f"{problem}, or choose another --spool-dir")
 
 
 def open_spools(directory: Path) -> Spools | None:

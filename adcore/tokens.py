@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 from adcore.core.frequency import ENTRIES_MAX, Caps, History, Seen, fold, needed_until, pack, unpack
 from adcore.errors import AdcoreError, StartError
-from adcore.files import open_file, open_own
+from adcore.files import create_own, open_own
 
 # 128 bits cannot be guessed; 32 characters of hexadecimal.
 SIGNATURE_BYTES = 16
@@ -76,7 +76,9 @@ class KeyRing:
         with contextlib.suppress(FileNotFoundError):
             return cls.load(path)
         try:
-            _create_secret(path)
+            # Of two processes that start at once the first one's key stays.
+            with contextlib.suppress(FileExistsError):
+                os.close(create_own(path, _fill_secret, durable=True))
             return cls.load(path)
         except OSError as error:
             raise StartError(f"cannot create the secret file {path}: {error.strerror}; see --secret-file") from error
@@ -122,7 +124,7 @@ class KeyRing:
 def read_private_file(path: Path, setting: str, remedy: str) -> str:
     """The text of the file of secrets that a setting names. Raises OSError, and StartError for one that every user may
     read, with the remedy for that."""
-    fd = open_own(path, os.O_RDONLY, regular=False)
+    fd = open_own(path, os.O_RDONLY, regular=False, settles=True)
     with os.fdopen(fd, "rb") as file:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
@@ -136,25 +138,8 @@ def read_private_file(path: Path, setting: str, remedy: str) -> str:
     return data.decode("latin-1")
 
 
-def _create_secret(path: Path) -> None:
-    """Write a new key, whole or not at all; of two processes that start at once the first one's key stays."""
-    aside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    fd = open_file(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with os.fdopen(fd, "w") as file:
-            file.write(f"{secrets.token_hex(2)}:{secrets.token_hex(KEY_BYTES)}\n")
-            file.flush()
-            os.fsync(fd)
-        # A link, not a rename: it never replaces.
-        with contextlib.suppress(FileExistsError):
-            os.link(aside, path)
-    finally:
-        aside.unlink()
-    directory = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+def _fill_secret(fd: int) -> None:
+    os.write(fd, f"{secrets.token_hex(2)}:{secrets.token_hex(KEY_BYTES)}\n".encode())
 
 
 class Signer:

@@ -3,23 +3,27 @@
 import contextlib
 import fcntl
 import mmap
+import multiprocessing
 import os
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pytest
 
+from adcore import files
 from adcore.counterfile import CounterFile, Kept
 from adcore.deliverylog.queue import RecordQueue
 from adcore.deliverylog.reader import open_found_log
 from adcore.deliverylog.record import FORMS
-from adcore.deliverylog.spool import Spool, take_over
+from adcore.deliverylog.spool import Spool, Spools, take_over
 from adcore.deliverylog.writer import LogWriter
-from adcore.errors import AdcoreError
-from adcore.files import open_own, read_own, replace_own
+from adcore.errors import AdcoreError, StartError
+from adcore.files import create_own, open_own, read_own, replace_own
 from adcore.followed import BUCKETS, MAGIC, Followed
 from adcore.pidfile import PidFile
 from adcore.sources.lastgood import LastGood
@@ -62,6 +66,10 @@ OPENERS: dict[str, Callable[[Path], object]] = {
     "lock of the counts": lambda path: CounterFile(path.with_suffix(".json")).lock(),
     "positions": lambda path: PositionFile(path),
     "found log": open_found_log,
+}
+OPENERS_THAT_MAKE: dict[str, Callable[[Path], object]] = {
+    "secret": KeyRing.load_or_create,
+    "links followed": OPENERS["links followed"],
 }
 NAMES = {"lock of the counts": "counts.lock", "found log": "delivery.log.1"}
 
@@ -230,6 +238,145 @@ def test_a_server_starts_beside_the_files_of_others(shared: Path, tmp_path: Path
     assert server.process.wait(20) == 3
     assert "views.followed: it is a symbolic link where every user may write" in server.errors
     assert (tmp_path / "precious").read_bytes() == b"precious"
+
+
+# --- files that are made whole
+
+
+@pytest.fixture(params=["no name", "two names"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Without a name until it is whole, or, as where the file system lacks that, under two names for a moment."""
+    if request.param == "two names":
+        # With these flags alone open(2) fails as it does where O_TMPFILE is not known: EISDIR.
+        monkeypatch.setattr(os, "O_TMPFILE", os.O_DIRECTORY)
+    return str(request.param)
+
+
+def start_at_once(folder: Path) -> None:
+    """What each process of a server opens first; leaves nothing of its own."""
+    ring = KeyRing.load_or_create(folder / "secret")
+    followed = [Followed.open(folder / f"{kind}.followed", 60) for kind in ("clicks", "views")]
+    spools = Spools(folder, 4096, 4096)
+    assert take_over(folder, folder / "log", RecordQueue(1 << 20, FORMS["json"])) == 0
+    for links in followed:
+        links.close()
+    spools.close()
+    with (folder.parent / "keys").open("a") as keys:
+        keys.write(f"{ring.derive(b'x').hex()}\n")
+
+
+@pytest.mark.usefixtures("way")
+def test_processes_that_start_at_once_in_a_shared_folder_all_start(shared: Path) -> None:
+    """None takes what another one is making for a trap, or for what a dead one has left."""
+    fork = multiprocessing.get_context("fork")
+    for _ in range(10):
+        gate = fork.Barrier(16)
+
+        def run(gate: Barrier = gate) -> None:
+            gate.wait(60)
+            start_at_once(shared)
+
+        processes = [fork.Process(target=run) for _ in range(16)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(120)
+        assert [process.exitcode for process in processes] == [0] * 16
+        keys = (shared.parent / "keys").read_text().split()
+        assert (len(keys), len(set(keys))) == (16, 1)
+        assert sorted(path.name for path in shared.iterdir()) == ["clicks.followed", "secret", "views.followed"]
+        for path in (*shared.iterdir(), shared.parent / "keys"):
+            path.unlink()
+
+
+def test_servers_that_start_at_once_on_a_fresh_state_directory_all_start(shared: Path, tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    state.mkdir()
+    servers = [
+        Adcore(
+            state,
+            *(
+                "--spool-dir",
+                str(shared),
+                "--unix",
+                str(tmp_path / f"{n}.sock"),
+                "--control",
+                f"unix:{tmp_path}/c{n}.sock",
+            ),
+            address=f"unix:{tmp_path}/{n}.sock",
+        )
+        for n in range(6)
+    ]
+    try:
+        for server in servers:
+            server.wait_until_ready()
+    finally:
+        for server in servers:
+            server.process.kill()
+            server.process.wait()
+    assert "second name" not in servers[0].errors
+    assert "is no spool" not in servers[0].errors
+
+
+@pytest.mark.usefixtures("way")
+def test_a_file_is_whole_before_it_has_its_name_and_replaces_none(tmp_path: Path) -> None:
+    path = tmp_path / "name"
+    seen = []
+
+    def fill(fd: int) -> None:
+        os.write(fd, b"first")
+        seen.append(path.exists())
+
+    with umask(0):
+        fd = create_own(path, fill, mode=0o640, durable=True)
+    assert (os.pread(fd, 9, 0), os.fstat(fd).st_nlink, seen) == (b"first", 1, [False])
+    assert stat.S_IMODE(os.fstat(fd).st_mode) == 0o640
+    assert not os.get_inheritable(fd)
+    os.close(fd)
+    with pytest.raises(FileExistsError):
+        create_own(path, lambda fd: os.write(fd, b"second"))
+    assert path.read_bytes() == b"first"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.usefixtures("way")
+def test_one_that_cannot_be_filled_leaves_nothing(tmp_path: Path) -> None:
+    descriptors = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(OSError, match=r"File too large|No space"):
+        create_own(tmp_path / "name", lambda fd: os.posix_fallocate(fd, 0, 1 << 60))
+    assert list(tmp_path.iterdir()) == []
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+
+
+def test_a_second_name_that_stays_is_refused_with_the_remedy(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also by those who wait for the maker of a file: not for long."""
+    monkeypatch.setattr(files, "SETTLE_S", 0.01)
+    plant_second_name_of_ours(shared / "secret")
+    with pytest.raises(StartError, match=r"second name.*`find / -xdev -samefile .*secret` shows both: remove this one"):
+        KeyRing.load_or_create(shared / "secret")
+
+
+@pytest.mark.parametrize("opener", ["secret", "links followed"])
+def test_a_second_name_that_goes_is_waited_for(shared: Path, monkeypatch: pytest.MonkeyPatch, opener: str) -> None:
+    """Of a file that another process makes at this moment."""
+    OPENERS_THAT_MAKE[opener](shared / "name")
+    os.link(shared / "name", shared / "other")
+    monkeypatch.setattr(time, "sleep", lambda _: (shared / "other").unlink())
+    OPENERS_THAT_MAKE[opener](shared / "name")
+    assert [path.name for path in shared.iterdir()] == ["name"]
+
+
+def test_a_second_name_in_a_folder_of_ones_own_is_used_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as that of a backup."""
+    keys = KeyRing.load_or_create(tmp_path / "secret").keys
+    os.link(tmp_path / "secret", tmp_path / "other")
+    monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("waited"))
+    assert KeyRing.load_or_create(tmp_path / "secret").keys == keys
+
+
+def plant_second_name_of_ours(path: Path) -> None:
+    path.touch(0o600)
+    os.link(path, path.with_name("other"))
 
 
 def test_locks_and_maps_work_on_what_is_opened(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ torn line of another. What it passed over it reports with its place.
 """
 
 import gzip
-import os
 import zlib
 from collections.abc import Iterator
 from io import BufferedIOBase, BufferedReader, FileIO
@@ -23,7 +22,7 @@ from adcore.deliverylog.record import (
     RecordError,
     T,
 )
-from adcore.files import open_own
+from adcore.files import open_found
 
 READ_BYTES = 1 << 20
 # How a msgpack map can begin: in what is no frame the checksum need not be reckoned.
@@ -56,7 +55,7 @@ def open_log(path: Path) -> BufferedIOBase:
 
 def open_found_log(path: Path) -> BufferedIOBase:
     """`open_log` of a file that was found beside a log, where others may have put it. Raises OSError."""
-    file = FileIO(open_own(path, os.O_RDONLY))
+    file = FileIO(open_found(path))
     if path.suffix != ".gz":
         return BufferedReader(file)
     packed = gzip.GzipFile(fileobj=file)

@@ -36,7 +36,7 @@ from adcore.deliverylog.queue import RecordQueue
 from adcore.deliverylog.reader import Damage, read_records
 from adcore.deliverylog.record import AnyRecord, type_of
 from adcore.errors import StartError
-from adcore.files import open_file, open_own
+from adcore.files import create_own, open_own
 
 log = logging.getLogger("adcore.deliverylog")
 
@@ -79,22 +79,21 @@ class Spool:
         self._ring = whole[HEADER_BYTES:]
 
     def _create(self) -> tuple[int, mmap.mmap]:
-        # Under another name until it is locked, so that nobody takes it for a dead one's.
-        aside = self.path.with_name(f".{self.path.name}")
-        fd = open_file(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        fd = create_own(self.path, self._fill)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            # All of it now: a page that finds no room later ends the process.
-            os.posix_fallocate(fd, 0, HEADER_BYTES + self.ring_bytes)
-            mapped = mmap.mmap(fd, HEADER_BYTES + self.ring_bytes)
-            mapped[: _HEADER.size] = _HEADER.pack(MAGIC, 0, 0, 0, 0, 0)
-            aside.rename(self.path)
+            return fd, mmap.mmap(fd, HEADER_BYTES + self.ring_bytes)
         except BaseException:
             with contextlib.suppress(OSError):
-                aside.unlink()
+                self.path.unlink()
             os.close(fd)
             raise
-        return fd, mapped
+
+    def _fill(self, fd: int) -> None:
+        # Locked before it has a name that `take_over` looks for, so that it is not taken for a dead process's.
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        # All of it now: a page that finds no room later ends the process.
+        os.posix_fallocate(fd, 0, HEADER_BYTES + self.ring_bytes)
+        os.pwrite(fd, _HEADER.pack(MAGIC, 0, 0, 0, 0, 0), 0)
 
     def append(self, data: bytes) -> None:
         """Keep these whole records, if all that came before them is kept and there is room."""
@@ -209,8 +208,14 @@ def _take_over(content: bytes, path: Path, log_path: Path, queue: RecordQueue, t
     waiting = (ring[start:] + ring[:start])[: tail - head]
     if not waiting:
         return 0
-    there = taken | {_key(record) for record in _written_since(log_path, device, inode, size)}
-    missing = [record for record in _records(BytesIO(waiting)) if _key(record) not in there]
+    records = [record for record in _records(BytesIO(waiting)) if _key(record) not in taken]
+    written: set[tuple[str, str]] = set()
+    # Without an inode the process had not begun to write any of it.
+    if inode:
+        keys = {_key(record) for record in records}
+        # The log may have grown for days since; remembered are only keys of what the ring holds.
+        written = {key for record in _written_since(log_path, device, inode, size) if (key := _key(record)) in keys}
+    missing = [record for record in records if _key(record) not in written]
     taken.update(map(_key, missing))
     for record in missing:
         queue.put(record)

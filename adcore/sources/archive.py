@@ -28,7 +28,7 @@ from urllib.parse import quote, unquote
 import msgspec
 
 from adcore.errors import SourceError
-from adcore.files import make_folder, open_own, read_own, replace_own
+from adcore.files import make_folder, open_found, open_own, replace_own
 from adcore.sources import Revision, Rows
 
 if sys.version_info >= (3, 14):
@@ -169,7 +169,8 @@ class TableArchive:
                 raise SourceError(f"{entry.path}: the table that it differs from is gone")
             before = self._payload(base)
         try:
-            payload = _decompress(read_own(entry.path)[0], before)
+            with os.fdopen(open_found(entry.path), "rb") as file:
+                payload = _decompress(file.read(), before)
         except OSError as error:
             raise SourceError(f"{entry.path}: {error.strerror}") from error
         except zstd.ZstdError as error:
@@ -185,14 +186,14 @@ class TableArchive:
         base = self._base_of(entry)
         for touched in (base, entry):
             if touched is not None:
-                os.utime(touched.path, ns=(now_ns, now_ns))
+                os.utime(touched.path, ns=(now_ns, now_ns), follow_symlinks=False)
 
     def _prune(self, now_ns: int) -> None:
         """Remove what was not served for `days`, then the longest unused until the rest fits; not what is from now."""
         oldest_ns = now_ns - int(self._days * 86_400e9)
         files = []
         for entry in self.entries():
-            status = entry.path.stat()
+            status = entry.path.lstat()
             # Of one time, differences go before what they differ from.
             files.append((status.st_mtime_ns, not entry.base, entry, status.st_size))
         total = sum(size for *_, size in files)

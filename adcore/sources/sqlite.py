@@ -3,9 +3,11 @@
 import contextlib
 import os
 import sqlite3
+import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -137,6 +139,13 @@ class SqliteStore:
     def _connect(self, mode: str) -> None:
         if self._connection is not None:
             return
+        folder = Path(os.path.realpath(self.path)).parent
+        if folder.stat().st_mode & stat.S_IWOTH:
+            # SQLite checks no owner of the log (-wal) that it finds beside its file and plays back into it.
+            raise SourceError(
+                f"{self.label}: every user of this host may write to {folder}, where SQLite would use their files for "
+                "its own; choose a folder of adcore's own"
+            )
         if mode == "rwc":
             # SQLite gives a new file the mode that the umask leaves, and its log and index that of the file.
             with contextlib.suppress(OSError):  # of which SQLite says the same

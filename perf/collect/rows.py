@@ -1,6 +1,6 @@
 """How much `results` a store takes: rows a second into it, bytes a row, and how long a report over all of them takes.
 
-    python -m perf.collect.rows --rows 1000000 sqlite:////tmp/rows.db
+    python -m perf.collect.rows --rows 1000000 sqlite:///$HOME/rows.db
     python -m perf.collect.rows --rows 1000000 'mysql://root@/rows?unix_socket=/run/mysqld/mysqld.sock'
 
 The store must be an empty one. Each transaction has the rows of one hour, as those of `adctl collect` have.

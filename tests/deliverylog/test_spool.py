@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -237,17 +238,57 @@ def test_a_full_disk_is_told_from_other_errors(tmp_path: Path, monkeypatch: pyte
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_file_is_locked_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("has_nameless_files", [True, False])
+def test_the_file_is_locked_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_nameless_files: bool
+) -> None:
     """Otherwise a process that starts at the same moment would take it for a dead one's."""
-    locked = []
-    rename = Path.rename
+    steps = []
+    flock, link = fcntl.flock, os.link
 
-    def look(path: Path, target: Path) -> Path:
-        with path.open("rb") as file, pytest.raises(BlockingIOError):
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        locked.append(path)
-        return rename(path, target)
+    def lock(fd: int, operation: int) -> None:
+        assert list(tmp_path.glob("*.spool")) == []
+        steps.append("locked")
+        flock(fd, operation)
 
-    monkeypatch.setattr(Path, "rename", look)
+    def name(source: str, target: str, **how: int | bool) -> None:
+        steps.append("named")
+        link(source, target, **how)  # type: ignore[arg-type]
+
+    if not has_nameless_files:
+        monkeypatch.setattr(os, "O_TMPFILE", os.O_DIRECTORY)
+    monkeypatch.setattr(fcntl, "flock", lock)
+    monkeypatch.setattr(os, "link", name)
     Spool(tmp_path, 4096).close()
-    assert len(locked) == 1
+    assert steps == ["locked", "named"]
+
+
+def test_of_a_log_that_has_grown_for_long_only_what_waits_is_remembered(tmp_path: Path) -> None:
+    process = Process(tmp_path)
+    process.queue.put(click(1))
+    process.queue.put(click(2))
+    process.write(released=False)
+    process.kill()
+    with process.log_path.open("ab") as log:
+        log.writelines(FORM.encode(view(n)) for n in range(20_000))
+    queue = RecordQueue(1 << 20, FORM)
+    process.log_path.rename(tmp_path / "log.1")
+    tracemalloc.start()
+    try:
+        assert take_over(tmp_path, process.log_path, queue) == 0
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    # The spool's 64 KiB and a MiB or two of the log at a time; 20,000 keys have 5 MB.
+    assert peak < 3.5e6
+
+
+def test_one_that_had_written_nothing_yet_has_no_log_to_look_into(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    process = Process(tmp_path)
+    process.queue.put(click(1))
+    process.kill()
+    process.log_path.write_bytes(FORM.encode(click(2)))
+    assert start_next(tmp_path) == (1, [click(2), click(1)])
+    assert "may be there twice" not in caplog.text

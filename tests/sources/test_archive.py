@@ -200,6 +200,18 @@ def test_zero_days_keep_nothing(tmp_path: Path) -> None:
     assert not tables.folder.exists()
 
 
+def test_a_link_among_the_tables_leads_to_no_file_that_is_touched(tmp_path: Path) -> None:
+    folder, precious = tmp_path / "tables", tmp_path / "precious"
+    tables = opened(folder)
+    tables.keep(rows(1))
+    (path,) = folder.glob("*.zst")
+    path.rename(precious)
+    os.utime(precious, ns=(5, 5))
+    path.symlink_to(precious)
+    tables.note_served(rows(1).revision)
+    assert precious.stat().st_mtime_ns == 5
+
+
 def test_what_a_killed_writer_left_is_written_over(tmp_path: Path) -> None:
     (tmp_path / "new").write_bytes(b"half of it")
     tables = opened(tmp_path)

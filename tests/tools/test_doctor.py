@@ -167,6 +167,19 @@ def test_the_state_directory_can_be_written(tmp_path: Path, monkeypatch: pytest.
     assert str(tmp_path) in finding.advice
 
 
+def test_a_state_directory_in_which_no_server_starts_is_found(tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    finding = only(doctor.check_state_dir(tmp_path))
+    assert (finding.status, finding.found) == ("fail", "the server does not start in it")
+    assert finding.advice == f"every user of this host may write to the state directory {tmp_path}: chmod o-w it"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can look at the folder of another user")
+def test_root_who_looks_at_the_services_state_directory_is_not_the_service(tmp_path: Path) -> None:
+    os.chown(tmp_path, 65534, 65534)
+    assert only(doctor.check_state_dir(tmp_path)).status in ("ok", "warn")
+
+
 @pytest.mark.parametrize(("mode", "status"), [(0o600, "ok"), (0o400, "ok"), (0o640, "warn"), (0o644, "warn")])
 def test_the_secret_is_for_the_server_alone(tmp_path: Path, mode: int, status: str) -> None:
     path = tmp_path / "secret"

@@ -29,6 +29,7 @@ from typing import Any, Literal, NamedTuple
 from adcore.config import Config, load_config
 from adcore.core.inventory import check_inventory
 from adcore.errors import AdcoreError, ConfigError
+from adcore.files import folder_problem
 from adcore.sources import open_store
 from adcore.sources.seal import SNAPSHOT_PURPOSE, Seals
 from adcore.sources.snapshot import Snapshot
@@ -284,6 +285,12 @@ def check_state_dir(path: Path) -> Iterator[Finding]:
         advice = f"let {_user(os.geteuid())} write to {existing}, or choose another --state-dir"
         yield Finding("state directory", "fail", f"{existing} is not writable for {_user(os.geteuid())}", advice)
         return
+    # Root's look at the folder of the server's user says nothing of the server's own start.
+    if existing == path and (os.geteuid() or not path.stat().st_uid):
+        problem = folder_problem(path, "state directory")
+        if problem is not None:
+            yield Finding("state directory", "fail", "the server does not start in it", problem)
+            return
     free = shutil.disk_usage(existing).free
     made = "" if existing == path else " (the server creates it)"
     found = f"{path}{made}, {free / 2**30:.1f} GiB free"
