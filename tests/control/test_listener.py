@@ -6,12 +6,14 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from adcore.control.server import TURNED_AWAY_MAX
 from adcore.control.workers import WorkersControl, WorkerView
 from adcore.deliverylog.record import TYPES
 from adcore.http1.request import Limits, Request
@@ -19,7 +21,7 @@ from adcore.http1.response import Response, respond
 from tests.control.listener import listening
 from tests.control.test_metrics import check, samples
 from tests.inventories import campaign, document
-from tests.process import Adcore, Answer, Connection, adctl, after, ask, serving, wait_for
+from tests.process import Adcore, Answer, Connection, adctl, after, ask, connect, serving, wait_for
 
 # Every key of golang-stats-api-handler's Stats, in its order.
 GOLANG_KEYS = [
@@ -423,9 +425,64 @@ def test_who_says_nothing_is_not_waited_for(tmp_path: Path) -> None:
         assert converse(address, b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n").endswith(b"GET /a")
 
 
-def test_too_many_at_once_are_told_so(tmp_path: Path) -> None:
+def test_too_many_at_once_are_refused_before_they_ask(tmp_path: Path) -> None:
+    """One that says nothing until the end of its time would hold a descriptor all along, and wait for its answer."""
     with listening(greet, tmp_path / "c.sock", Limits(connections=1)) as address:
         waiting = Connection(address)
         waiting.request("GET", "/wait")
         wait_for(lambda: converse(address, b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n").startswith(b"HTTP/1.1 503 "))
+        answer = converse(address)
+        assert answer.startswith(b"HTTP/1.1 503 ")
+        assert b"1 others are asking already" in answer
         waiting.close()
+
+
+def test_connections_that_were_refused_do_not_pile_up(tmp_path: Path) -> None:
+    with ExitStack() as crowd:
+        limits = Limits(connections=1, linger_s=600)
+        address = crowd.enter_context(listening(greet, tmp_path / "c.sock", limits))
+        waiting = Connection(address)
+        waiting.request("GET", "/wait")
+        wait_for(lambda: converse(address).startswith(b"HTTP/1.1 503 "))
+        newcomers = [crowd.enter_context(connect(address)) for _ in range(TURNED_AWAY_MAX + 20)]
+        for peer in newcomers:
+            answer = b"".join(iter(lambda: peer.recv(65536), b""))  # noqa: B023
+            assert answer.startswith(b"HTTP/1.1 503 ")
+        # Each has its answer and the end of the stream; some could still be read from, and the others are gone.
+        wait_for(lambda: sum(is_open(peer) for peer in newcomers) == TURNED_AWAY_MAX)
+        waiting.close()
+
+
+def is_open(peer: socket.socket) -> bool:
+    try:
+        peer.send(b"x")
+    except BrokenPipeError:
+        return False
+    return True
+
+
+def test_the_parent_asks_a_bounded_number_of_workers_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each connection takes a descriptor of the process that has to start workers."""
+    monkeypatch.setattr("adcore.control.workers.ASKING_MAX", 3)
+    at_once: list[int] = []
+    there = 0
+
+    async def count(request: Request) -> Response:
+        nonlocal there
+        there += 1
+        at_once.append(there)
+        await asyncio.sleep(0.01)
+        there -= 1
+        return respond(200, b"{}", content_type="application/json")
+
+    with listening(count, tmp_path / "worker.sock") as worker:
+        views = [WorkerView(n, n, "serving", worker.removeprefix("unix:")) for n in range(5)]
+        with (
+            listening(WorkersControl(lambda: views, dict), tmp_path / "all.sock") as address,
+            ThreadPoolExecutor(4) as pool,
+        ):
+            targets = ["/status", "/status", "/version", "/status"]
+            answers = list(pool.map(lambda target: ask(address, target), targets))
+        assert [answer.status for answer in answers] == [200] * 4
+        assert len(at_once) == 16
+        assert max(at_once) == 3
