@@ -8,13 +8,11 @@ Pure: knows nothing of requests or the table.
 """
 
 from base64 import b64encode
-from collections.abc import Iterator
 from functools import lru_cache
 from hashlib import sha256
 from html import escape
 from importlib import resources
-from itertools import groupby
-from typing import Any, Final, cast
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import msgspec
@@ -225,8 +223,16 @@ def _merge(pieces: Pieces) -> Pieces:
     In a str one character outside of Latin-1 makes each of the others take two or four bytes.
     """
     merged: list[object] = []
-    for is_text, run in groupby(pieces, lambda piece: isinstance(piece, str)):
-        merged += ["".join(cast("Iterator[str]", run)).encode()] if is_text else run
+    texts: list[str] = []
+    for piece in (*pieces, None):
+        if isinstance(piece, str):
+            texts.append(piece)
+            continue
+        if texts:
+            merged.append("".join(texts).encode())
+            texts.clear()
+        if piece is not None:
+            merged.append(piece)
     return tuple(merged)
 
 

@@ -205,9 +205,12 @@ def shipped_nginx_files(folder: Path, upstream: Path, edits: Mapping[str, str]) 
 def nginx(
     folder: Path, upstream: Path, listen: str = "", lines: Mapping[str, str] = {}, **edits: str
 ) -> Iterator[Service]:
-    """nginx with the files of tools/nginx, in front of the unix socket `upstream`, on a unix socket of its own (and on
-    `listen`, HOST:PORT). `lines` gives replacements for any text there; `origin` is where images come from, `countries` the list of networks, `patience` how long
-    nginx waits for an answer; the others are in adcore-admin.conf, which is used when `folder` has it in included/."""
+    """nginx with the files of tools/nginx, in front of the unix socket `upstream`, on a unix socket of its own.
+
+    It is on `listen`, HOST:PORT, too. `lines` gives replacements for any text of the files; `origin` is where images
+    come from, `countries` the list of networks, `patience` how long nginx waits for an answer; the others are in
+    adcore-admin.conf, which is used when `folder` has it in included/.
+    """
     folder.mkdir(exist_ok=True)
     path = folder / "nginx.sock"
     known = {

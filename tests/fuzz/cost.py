@@ -1,7 +1,7 @@
 """What one input costs: every place where bytes come in, and a server that remembers nothing.
 
-The promise (SECURITY.rst): no input takes more than 1 µs a byte, besides a constant for each request, for each read that
-it comes in and for each slot that it asks for, and none takes the event loop for more than 20 ms in one turn.
+The promise (SECURITY.rst): no input takes more than 1 µs a byte, besides a constant for each request, for each read
+that it comes in and for each slot that it asks for, and none takes the event loop for more than 20 ms in one turn.
 
 Costs are counted in instructions, of which 7,500 stand for a microsecond
 (`python -m tests.fuzz cost` measures the one that it runs on, and prints it).
@@ -29,14 +29,14 @@ BYTE_US = 1.0
 TURN_US = 20_000.0
 # A request that says as little as it can, its first record, and a look at all that is remembered of requests.
 REQUEST_US = 250.0
-# A part of a request, with a copy of what came before it: on average 9.9 µs for each byte of a header of 40 KiB, if each
-# byte that is copied is an instruction, as callgrind counts (3.4 µs on the clock).
+# A part of a request, with a copy of what came before it: on average 9.9 µs for each byte of a header of 40 KiB, if
+# each byte that is copied is an instruction, as callgrind counts (3.4 µs on the clock).
 READ_US = 10.0
 # A decision for one slot, with its record.
 SLOT_US = 60.0
-# To match and draw one campaign of a placement that was not asked about before in this way. A search of a million cases
-# came to 97 % of 0.1 µs, which leaves nothing for a longer one or another Python; and where counts limit every campaign,
-# which no visitor chooses, it is nearly twice that.
+# To match and draw one campaign of a placement that was not asked about before in this way. A search of a million
+# cases came to 97 % of 0.1 µs, which leaves nothing for a longer one or another Python; and where counts limit every
+# campaign, which no visitor chooses, it is nearly twice that.
 CAMPAIGN_US = 0.2
 PROXIES = tuple(map(ip_network, ("192.0.2.0/24", "10.0.0.0/8", "1.1.1.0/24", "::/0")))
 

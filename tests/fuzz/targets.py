@@ -71,8 +71,8 @@ def requests() -> list[bytes]:
         b"GET /v1/decision?placement=side HTTP/1.1\r\nHost: a\r\nX-Request-ID: %032x\r\nSec-GPC: 1\r\n\r\n" % 7,
     ]
     chunked = b"POST /v1/decision HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n"
-    for fields in (b"X-T: 1\r\n" * 100, b"X-T: 1\r\n" * 101, b"X-T: " + b"y" * 32_760 + b"\r\n", b"Cookie: a\r\n"):
-        ours.append(chunked + fields + b"\r\n")
+    trailers = (b"X-T: 1\r\n" * 100, b"X-T: 1\r\n" * 101, b"X-T: " + b"y" * 32_760 + b"\r\n", b"Cookie: a\r\n")
+    ours += [chunked + fields + b"\r\n" for fields in trailers]
     ours += [one + other for one, other in pairwise(ours)]
     # The reads of this one each end where a request ends, but for one.
     ours.append(

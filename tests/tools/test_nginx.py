@@ -657,7 +657,7 @@ def test_the_cache_keeps_apart_what_the_origin_does(tmp_path: Path) -> None:
 
 
 IMAGE = "0123456789abcdef" * 2 + "01234567.png"
-# How one image can be spelled. Each is its name to nginx, whose $uri is decoded and has neither dots nor double slashes.
+# How one image can be spelled. In nginx's $uri each is its name: decoded, without dots and double slashes.
 SPELLINGS = [
     *(f"/creatives/{IMAGE}?{query}" for query in ("", "?", "/", "#", "a=b&c", "%00", "%0d%0aX:y", "x" * 4000)),
     *(f"/creatives/{IMAGE}?{number}" for number in range(200)),
@@ -680,7 +680,7 @@ def test_a_name_that_follows_from_the_content_is_fetched_once_however_it_is_aske
                 method = ("GET", "HEAD")[number % 2]
                 sock.sendall(f"{method} {target} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n".encode())
                 if number % 10:  # the others leave at once
-                    answer = b"".join(iter(lambda: sock.recv(1 << 16), b""))  # noqa: B023
+                    answer = b"".join(iter(lambda: sock.recv(1 << 16), b""))
                     assert b" 200 " in answer.splitlines()[0], (target, answer)
         assert ask(address, f"/creatives/{IMAGE}").headers["X-Cache-Status"] == "HIT"
         assert [path for path, _ in origin.asked] == [f"/creatives/{IMAGE}"]
