@@ -34,7 +34,6 @@ from adcore.config import Config, reload_config
 from adcore.control.explain import ExplainError, explain_request
 from adcore.control.handlers import ControlHandlers
 from adcore.control.runtime import Runtime
-from adcore.control.server import BACKLOG as CONTROL_BACKLOG
 from adcore.control.server import DESCRIPTORS_MAX as CONTROL_DESCRIPTORS_MAX
 from adcore.control.server import ControlServer
 from adcore.core.adtable import AdTable, Steps
@@ -58,6 +57,7 @@ from adcore.http1.protocol import Handler, Http1Server, Limits
 from adcore.http1.request import Request
 from adcore.http1.response import Response
 from adcore.listen import (
+    CONTROL_BACKLOG,
     Address,
     Listener,
     UnixAddress,
@@ -91,8 +91,9 @@ TURN_INTERVAL_S = 1.0
 # How soon workers even out, at 5 µs a look.
 SHARE_INTERVAL_S = 0.2
 # File descriptors reserved for everything but visitors' connections: 30 at work, of which the log, the spool, the
-# loader's pipes and the listeners are some; 16 for new connections that are being refused; the control listener's.
-DESCRIPTORS_SPARE = 30 + 16 + CONTROL_DESCRIPTORS_MAX
+# loader's pipes and the listeners are some; 16 for new connections that are being refused; the control listener's, and
+# those that it accepts in one turn of the loop.
+DESCRIPTORS_SPARE = 30 + 16 + CONTROL_DESCRIPTORS_MAX + CONTROL_BACKLOG
 # /status names this many bad rows; the log has them all.
 REJECTED_SHOWN_MAX = 100
 # Settings that only a restart changes.

@@ -25,10 +25,8 @@ CONNECTIONS_MAX = 64
 # Connections beyond these, which have their answer and are read on so that it arrives (RFC 9112 9.6). More of them are
 # closed with the answer.
 TURNED_AWAY_MAX = 16
-# Of the listener; so many may be accepted in one turn of the loop.
-BACKLOG = 16
 # What a control listener may have open.
-DESCRIPTORS_MAX = CONNECTIONS_MAX + TURNED_AWAY_MAX + BACKLOG
+DESCRIPTORS_MAX = CONNECTIONS_MAX + TURNED_AWAY_MAX
 READ_BYTES = 64 * 1024
 # What all peers together may leave unread of their answers: twice the longest explanation.
 UNREAD_BYTES_MAX = 128 << 20
