@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -197,6 +198,13 @@ def test_metrics_are_good_prometheus_text_and_agree_with_status(server: Adcore) 
         ("/profile?seconds=soon", "not 'soon'"),
         (f"/explain?placement={'a,' * 32}a", "placement names 33 placements, and may name 32"),
         ("/explain?device=tv", "placement is missing"),
+        *(
+            (f"/explain?placement=a&time={quote(time)}", f"like 2026-11-01T20:00, in the years 2 to 9998, not {time!r}")
+            for time in (
+                *("0001-01-01", "0001-01-01T00:00:00+14:00", "9999-12-31", "9999-12-31T23:59:59-23:59", "10000-01-01"),
+                *("1e400", "", "\0", "9" * 5000, "2026-11-01T20:00+99:00", "2026-02-30"),
+            )
+        ),
         ("/explain?placement=a&placement=b", "placement is given twice"),
         ("/profile?format=png", "format must be svg, speedscope, pdf, not 'png'"),
     ],
