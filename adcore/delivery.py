@@ -316,6 +316,16 @@ class Delivery:
             set_cookies = self._cookies.write(seen, history, cookies, table.caps, now, unique)
         return filled, refusals, set_cookies
 
+    def frame(self, filled: Filled) -> bytes:
+        """The document of the one slot that was just filled. Compiled for the first time, it counts as kept."""
+        answer, impression_id, token = filled
+        before_bytes = answer.kept_bytes
+        body = answer.frame(impression_id, token)
+        if answer.kept_bytes != before_bytes:
+            self._shown_bytes += answer.kept_bytes - before_bytes
+            self._forget_shown(SHOWN_MAX)
+        return body
+
     def visit(self, request: Request) -> tuple[Profile, str]:
         """Who follows a link: the profile and the truncated address."""
         profile, network = self._who(request)
@@ -507,13 +517,17 @@ class Delivery:
             if self._table.has(old):
                 self._shown.move_to_end(old)
             else:
-                self._shown_bytes -= self._shown.pop(old).answer.json_bytes
-        self._shown_bytes += answer.json_bytes
-        while self._shown and (len(self._shown) >= SHOWN_MAX or self._shown_bytes > SHOWN_BYTES_MAX):
-            _, oldest = self._shown.popitem(last=False)
-            self._shown_bytes -= oldest.answer.json_bytes
+                self._shown_bytes -= self._shown.pop(old).answer.kept_bytes
+        self._shown_bytes += answer.kept_bytes
+        self._forget_shown(SHOWN_MAX - 1)
         shown = self._shown[ad] = Shown(ad, answer, self.state.counters, self.tokens, packed)
         return shown
+
+    def _forget_shown(self, count_max: int) -> None:
+        """Drop the oldest until so many are left, and their bytes are within the bound."""
+        while self._shown and (len(self._shown) > count_max or self._shown_bytes > SHOWN_BYTES_MAX):
+            _, oldest = self._shown.popitem(last=False)
+            self._shown_bytes -= oldest.answer.kept_bytes
 
     def _pack_case(self, case: Case) -> bytes:
         """What the records of a case that is kept share: it names those kept back, mostly none, at times thousands."""

@@ -180,9 +180,8 @@ class Handlers:
             return _error(400, str(error))
         headers = [NO_STORE, NOSNIFF, *_set(cookies)]
         if filled:
-            answer, impression_id, token = filled[0]
-            body = answer.frame(impression_id, token)
-            headers += answer.frame_headers
+            body = self.delivery.frame(filled[0])
+            headers += filled[0][0].frame_headers
         else:
             body, frame_headers = empty_frame()
             headers += [("X-No-Ad", refusals[0].reason), *frame_headers]

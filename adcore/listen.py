@@ -14,6 +14,7 @@ import errno
 import fcntl
 import grp
 import os
+import re
 import socket
 import stat
 import time
@@ -76,7 +77,7 @@ def parse_address(text: str) -> Address:
         raise ValueError(f"an IPv6 address goes in brackets, like [::1]:8080, not {text!r}")
     if not colon or not host or any(c.isspace() or c == "/" for c in host):
         raise ValueError(f"must be unix:PATH or HOST:PORT, like 127.0.0.1:11211, not {text!r}")
-    if not (port.isascii() and port.isdigit() and int(port) <= 65535):
+    if not (re.fullmatch(r"[0-9]{1,5}", port) and int(port) <= 65535):
         raise ValueError(f"the port must be 0 to 65535, not {port!r}")
     return TcpAddress(host, int(port))
 

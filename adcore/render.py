@@ -75,6 +75,8 @@ _START: Final = '<!DOCTYPE html><html><head><meta charset="utf-8">'
 _ID: Final = object()
 _TOKEN: Final = object()
 Pieces = tuple[object, ...]
+# Of a piece of bytes besides its text, with its place among the pieces.
+_PIECE_BYTES = 48
 
 
 class CompiledDecision:
@@ -82,7 +84,7 @@ class CompiledDecision:
 
     __slots__ = (
         *("_creative", "_frame", "_placement", "_public_url", "_to_click", "_to_view"),
-        *("frame_headers", "json_bytes"),
+        *("frame_headers", "json_bytes", "kept_bytes"),
     )
 
     def __init__(self, placement: Placement, campaign_id: str, creative: Creative, public_url: str) -> None:
@@ -93,10 +95,11 @@ class CompiledDecision:
         click_link, self._to_view = _links(public_url)
         self._to_click = b'",' + json_for_script(_static(placement, campaign_id, creative))[1:-1] + click_link
         """What is between the impression id and the click link's token: most of the answer."""
-        self.json_bytes = len(self._to_click)
+        self.json_bytes = self.kept_bytes = len(self._to_click)
         self.frame_headers = (("Content-Security-Policy", _policy(creative.format, public_url)), _REFERRER)
         self._frame: Pieces = ()
-        """Empty until the first frame is asked for: it is five times as large, and sites use one or the other."""
+        """Empty until the first frame is asked for: it is five times as large, and sites use one or the other. It adds
+        to `kept_bytes` then."""
 
     def json(self, impression_id: bytes, token: bytes) -> bytes:
         """The decision of the design, as compact JSON that may stand in a <script>."""
@@ -105,9 +108,10 @@ class CompiledDecision:
     def frame(self, impression_id: bytes, token: bytes) -> bytes:
         """An HTML document for an iframe, to be sent with `frame_headers`."""
         if not self._frame:
-            self._frame = _frame(self._placement, self._creative, escape(self._public_url))
-        varying = {_ID: impression_id.decode(), _TOKEN: token.decode()}
-        return "".join([piece if isinstance(piece, str) else varying[piece] for piece in self._frame]).encode()
+            self._frame = _merge(_frame(self._placement, self._creative, escape(self._public_url)))
+            self.kept_bytes += sum(_PIECE_BYTES + len(piece) for piece in self._frame if isinstance(piece, bytes))
+        varying = {_ID: impression_id, _TOKEN: token}
+        return b"".join([piece if isinstance(piece, bytes) else varying[piece] for piece in self._frame])
 
 
 def _static(placement: Placement, campaign_id: str, creative: Creative) -> dict[str, Any]:
@@ -211,6 +215,25 @@ def _frame(placement: Placement, creative: Creative, public: str) -> Pieces:
         *body,
         "</body></html>",
     )
+
+
+def _merge(pieces: Pieces) -> Pieces:
+    """The same document with one piece of bytes between two that differ.
+
+    In a str one character outside of Latin-1 makes each of the others take two or four bytes.
+    """
+    merged: list[object] = []
+    texts: list[str] = []
+    for piece in (*pieces, None):
+        if isinstance(piece, str):
+            texts.append(piece)
+            continue
+        if texts:
+            merged.append("".join(texts).encode())
+            texts.clear()
+        if piece is not None:
+            merged.append(piece)
+    return tuple(merged)
 
 
 def _image(placement: Placement, creative: Creative) -> str:

@@ -34,6 +34,7 @@ from adcore.config import Config, reload_config
 from adcore.control.explain import ExplainError, explain_request
 from adcore.control.handlers import ControlHandlers
 from adcore.control.runtime import Runtime
+from adcore.control.server import DESCRIPTORS_MAX as CONTROL_DESCRIPTORS_MAX
 from adcore.control.server import ControlServer
 from adcore.core.adtable import AdTable, Steps
 from adcore.core.calendar import Calendar
@@ -57,6 +58,7 @@ from adcore.http1.protocol import Handler, Http1Server, Limits
 from adcore.http1.request import Request
 from adcore.http1.response import Response
 from adcore.listen import (
+    CONTROL_BACKLOG,
     Address,
     Listener,
     UnixAddress,
@@ -90,9 +92,10 @@ log = logging.getLogger("adcore")
 TURN_INTERVAL_S = 1.0
 # How soon workers even out, at 5 µs a look.
 SHARE_INTERVAL_S = 0.2
-# What is no connection: 30 at work, of which the log, the spool, the loader's pipes and the listeners are some; 16 that
-# wait on the control listener, and as many new connections that are being told to go away.
-DESCRIPTORS_SPARE = 80
+# File descriptors reserved for everything but visitors' connections: 30 at work, of which the log, the spool, the
+# loader's pipes and the listeners are some; 16 for new connections that are being refused; the control listener's, and
+# those that it accepts in one turn of the loop.
+DESCRIPTORS_SPARE = 30 + 16 + CONTROL_DESCRIPTORS_MAX + CONTROL_BACKLOG
 # /status names this many bad rows; the log has them all.
 REJECTED_SHOWN_MAX = 100
 # Settings that only a restart changes.
@@ -241,7 +244,9 @@ class Server:
         if control_listener is not None:
             self.runtime.start(self._count_answers)
         # Operators can ask while the first table is still on its way.
-        control_server = await serve(loop, control_listener, control, 16) if control_listener else None
+        control_server = None
+        if control_listener is not None:
+            control_server = await serve(loop, control_listener, control, CONTROL_BACKLOG)
         reporting = loop.create_task(self.notifier.report(self._summary), name="report")
         self.teller.warm_up()
         if not await self.refresher.start():

@@ -88,14 +88,14 @@ def _number(raw: Any) -> float:
         if isinstance(raw, bool):
             raise ValueError
         return float(raw)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(f"must be a number, not {raw!r}") from None
 
 
 def _integer(low: int, high: int) -> Kind:
     def parse(raw: Any, _: Path) -> int:
         digits = str(raw)
-        whole = digits.isascii() and digits.isdigit()  # which no bool, float or sign is
+        whole = re.fullmatch(r"[0-9]{1,18}", digits)  # which no bool, float or sign is
         if not (whole and low <= int(digits) <= high):
             raise ValueError(f"must be a whole number from {low} to {high}, not {raw!r}")
         return int(digits)

@@ -38,7 +38,16 @@ from adcore.control.server import ControlServer
 from adcore.control.workers import WorkersControl, WorkerView
 from adcore.errors import StartError
 from adcore.forkserver import STATUS_S, ForkClient, Forked, ForkError, read_answer
-from adcore.listen import Listener, control_names, open_control, open_listener, parse_address, serve, unix_path_problem
+from adcore.listen import (
+    CONTROL_BACKLOG,
+    Listener,
+    control_names,
+    open_control,
+    open_listener,
+    parse_address,
+    serve,
+    unix_path_problem,
+)
 from adcore.notify import Notifier
 from adcore.pidfile import PidFile
 from adcore.seat import HELD_BACK, READY, WORKER, Loads, control_path
@@ -208,7 +217,7 @@ class Parent:
             if control is not None:
                 on_exit.callback(control.close)
                 server = ControlServer(WorkersControl(self._views, self._status), hosts=control_names(self.config))
-                accepting = await serve(asyncio.get_running_loop(), control, server, 16)
+                accepting = await serve(asyncio.get_running_loop(), control, server, CONTROL_BACKLOG)
                 on_exit.callback(accepting.close)
                 on_exit.callback(server.abort)
             try:

@@ -202,10 +202,15 @@ def shipped_nginx_files(folder: Path, upstream: Path, edits: Mapping[str, str]) 
 
 
 @contextmanager
-def nginx(folder: Path, upstream: Path, listen: str = "", **edits: str) -> Iterator[Service]:
-    """nginx with the files of tools/nginx, in front of the unix socket `upstream`, on a unix socket of its own (and on
-    `listen`, HOST:PORT). `origin` is where images come from, `countries` the list of networks, `patience` how long
-    nginx waits for an answer; the others are in adcore-admin.conf, which is used when `folder` has it in included/."""
+def nginx(
+    folder: Path, upstream: Path, listen: str = "", lines: Mapping[str, str] = {}, **edits: str
+) -> Iterator[Service]:
+    """nginx with the files of tools/nginx, in front of the unix socket `upstream`, on a unix socket of its own.
+
+    It is on `listen`, HOST:PORT, too. `lines` gives replacements for any text of the files; `origin` is where images
+    come from, `countries` the list of networks, `patience` how long nginx waits for an answer; the others are in
+    adcore-admin.conf, which is used when `folder` has it in included/.
+    """
     folder.mkdir(exist_ok=True)
     path = folder / "nginx.sock"
     known = {
@@ -218,7 +223,7 @@ def nginx(folder: Path, upstream: Path, listen: str = "", **edits: str) -> Itera
         "admin": "/run/adcore-admin/admin.sock",
         "images": "root /var/lib/adcore-images;",
     }
-    shipped_nginx_files(folder, upstream, {known[name]: value for name, value in edits.items()})
+    shipped_nginx_files(folder, upstream, {**lines, **{known[name]: value for name, value in edits.items()}})
     conf = folder / "nginx.conf"
     conf.write_text(NGINX_CONF.format(folder=folder, path=path, listen=f"listen {listen};" if listen else ""))
     service = Service(

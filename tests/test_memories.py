@@ -139,11 +139,44 @@ def test_answers_that_are_kept_are_bounded_in_bytes(tmp_path: Path, monkeypatch:
     seen = set()
     for number in range(200):
         seen.add(process.ask(f"/v1/decision?placement={('side', 'foot')[number % 2]}").partition(b'"campaign":')[2][:4])
-        assert delivery._shown_bytes == sum(shown.answer.json_bytes for shown in delivery._shown.values()) <= 100_000
+        assert delivery._shown_bytes == sum(shown.answer.kept_bytes for shown in delivery._shown.values()) <= 100_000
         if number == 100:
             process.change(*large[:5])
     assert len(seen) == 10
     assert len(delivery._shown) == 3
+
+
+def test_frames_that_are_kept_are_bounded_in_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Markup is escaped twice in a frame, and a str with one rare character takes four bytes for each."""
+    bound = 4_000_000
+    monkeypatch.setattr("adcore.delivery.SHOWN_BYTES_MAX", bound)
+    markups = ['"' * 30_000 + "\U0001f600", "{click_url}" * 3_000, "<b>" * 10_000]
+    large = [
+        campaign(
+            f"c{number}",
+            creatives=[text_creative(f"c{number}-1", format="html", data=None, html=f"{number} {markups[number % 3]}")],
+        )
+        for number in range(30)
+    ]
+    process = Process(tmp_path, *large)
+    delivery = process.handlers.delivery
+    tracemalloc.start()
+    try:
+        for number in range(400):
+            process.ask(f"/v1/{('frame', 'decision')[number % 3 == 0]}?placement={('side', 'foot')[number % 2]}")
+            process.records()
+            kept_bytes = sum(shown.answer.kept_bytes for shown in delivery._shown.values())
+            assert delivery._shown_bytes == kept_bytes <= bound
+        gc.collect()
+        before, _ = tracemalloc.get_traced_memory()
+        assert len(delivery._shown) > 5
+        kept_bytes = delivery._shown_bytes
+        delivery._shown.clear()
+        gc.collect()
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept_bytes == pytest.approx(before - after, rel=0.1)
 
 
 def test_the_records_say_what_was_asked(tmp_path: Path) -> None:

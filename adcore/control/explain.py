@@ -9,7 +9,7 @@ from datetime import datetime
 
 from adcore.core.adtable import AdTable
 from adcore.core.agents import parse_user_agent
-from adcore.core.calendar import Calendar
+from adcore.core.calendar import YEARS, Calendar
 from adcore.core.decision import Explanation, explain
 from adcore.core.facts import (
     Facts,
@@ -86,11 +86,7 @@ def explain_request(
     except FactsError as error:
         raise ExplainError(str(error)) from None
     if "time" in given:
-        try:
-            at = datetime.fromisoformat(given["time"])
-        except ValueError:
-            raise ExplainError(f"time must be ISO 8601, like 2026-11-01T20:00, not {given['time']!r}") from None
-        now = (at if at.tzinfo else at.replace(tzinfo=calendar.zone)).timestamp()
+        now = _parse_time(given["time"], calendar)
     for placement in placements:
         yield explain(
             table,
@@ -100,6 +96,18 @@ def explain_request(
             held=held(),
             capped=capped(given.get("user", "")),
         )
+
+
+def _parse_time(text: str, calendar: Calendar) -> float:
+    try:
+        at = datetime.fromisoformat(text)
+        if YEARS[0] <= at.year <= YEARS[1]:
+            return (at if at.tzinfo else at.replace(tzinfo=calendar.zone)).timestamp()
+    except (ValueError, OverflowError):
+        pass
+    raise ExplainError(
+        f"time must be ISO 8601, like 2026-11-01T20:00, in the years {YEARS[0]} to {YEARS[1]}, not {text!r}"
+    )
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> str:

@@ -9,8 +9,9 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Coroutine
 from ipaddress import ip_address
+from typing import Any
 
 from adcore.http1.request import Limits, Request, RequestParser
 from adcore.http1.response import Response, Tails, respond_error
@@ -19,8 +20,13 @@ log = logging.getLogger("adcore.control")
 
 Handler = Callable[[Request], Awaitable[Response]]
 
-# Operators, their scrapers and a few profiles: more at once is somebody's mistake.
+# Operators, their scrapers and a few profiles: more at once is a mistake.
 CONNECTIONS_MAX = 64
+# Connections beyond these, which have their answer and are read on so that it arrives (RFC 9112 9.6). More of them are
+# closed with the answer.
+TURNED_AWAY_MAX = 16
+# What a control listener may have open.
+DESCRIPTORS_MAX = CONNECTIONS_MAX + TURNED_AWAY_MAX
 READ_BYTES = 64 * 1024
 # What all peers together may leave unread of their answers: twice the longest explanation.
 UNREAD_BYTES_MAX = 128 << 20
@@ -37,31 +43,54 @@ class ControlServer:
         self._unread_bytes = 0
         self.limits = limits or Limits(connections=CONNECTIONS_MAX)
         self._conversations: set[asyncio.Task[None]] = set()
+        self._turned_away: set[asyncio.Task[None]] = set()
 
     def __call__(self) -> asyncio.Protocol:
         return asyncio.StreamReaderProtocol(asyncio.StreamReader(), self._on_connection)
 
     def abort(self) -> None:
         """Cut every connection, whatever it waits for."""
-        for task in self._conversations:
+        for task in (*self._conversations, *self._turned_away):
             task.cancel()
 
     def _on_connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        # The newcomer is told, and not who asks last of those that are there.
-        is_too_many = len(self._conversations) >= self.limits.connections
-        task = asyncio.get_running_loop().create_task(self._converse(reader, writer, is_too_many), name="control")
-        self._conversations.add(task)
-        task.add_done_callback(self._conversations.discard)
+        if len(self._conversations) < self.limits.connections:
+            self._start(self._conversations, self._converse(reader, writer))
+            return
+        # The new connection is refused, rather than an established one. Its request may take its time, so it is not
+        # waited for.
+        refusal = respond_error(503, f"{self.limits.connections} others are asking already")
+        writer.write(refusal.head + Tails(int(time.time())).close + refusal.body)
+        if len(self._turned_away) < TURNED_AWAY_MAX:
+            self._start(self._turned_away, self._linger(reader, writer))
+        else:
+            writer.close()
 
-    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, is_too_many: bool) -> None:
+    @staticmethod
+    def _start(tasks: set[asyncio.Task[None]], coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine, name="control")
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+    async def _linger(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Read on, unheard, until the peer has its answer and leaves: closed before, it might lose it."""
+        try:
+            async with asyncio.timeout(self.limits.linger_s):
+                writer.write_eof()
+                while await reader.read(READ_BYTES):
+                    pass
+        except (TimeoutError, OSError):
+            pass
+        finally:
+            writer.transport.abort()
+
+    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         peername = writer.get_extra_info("peername")
         parser = RequestParser(self.limits, peer=peername[0] if isinstance(peername, tuple) else "")
         try:
             async with asyncio.timeout(self.limits.request_s):
                 request = await self._read(reader, writer, parser)
-            if is_too_many:
-                response = respond_error(503, f"{self.limits.connections} others are asking already")
-            elif parser.refusal is not None:
+            if parser.refusal is not None:
                 response = respond_error(*parser.refusal)
             elif request is None:
                 return

@@ -30,6 +30,8 @@ TIMEOUT_S = 2.0
 # Longer than a profile can take: the sampling, and two programs that draw it.
 PROFILE_TIMEOUT_S = SECONDS_MAX + 2 * DRAW_TIMEOUT_S + TIMEOUT_S
 ANSWER_BYTES_MAX = 64 << 20
+# Connections to workers at once, for all who ask: each takes a descriptor of the process that starts workers.
+ASKING_MAX = 64
 
 
 class WorkerView(NamedTuple):
@@ -58,6 +60,7 @@ class WorkersControl:
     def __init__(self, workers: Callable[[], Sequence[WorkerView]], status: Callable[[], Mapping[str, object]]) -> None:
         self.workers = workers
         self.status = status
+        self._asking = asyncio.Semaphore(ASKING_MAX)
         self.router = Router(
             {
                 b"/status": self.on_status,
@@ -113,7 +116,8 @@ class WorkersControl:
         target = quote(request.path) + (f"?{rest}" if rest else "")
         timeout_s = PROFILE_TIMEOUT_S if request.path == b"/profile" else TIMEOUT_S
         try:
-            return _as_response(await ask_worker(serving[chosen].control, target, "", timeout_s))
+            async with self._asking:
+                return _as_response(await ask_worker(serving[chosen].control, target, "", timeout_s))
         except WorkerError as error:
             return to_json(503, {"error": f"worker {chosen}: {error}"})
 
@@ -126,7 +130,8 @@ class WorkersControl:
 
         async def ask(worker: WorkerView) -> tuple[WorkerView, Answer | WorkerError]:
             try:
-                return worker, await ask_worker(worker.control, target, agent, TIMEOUT_S)
+                async with self._asking:
+                    return worker, await ask_worker(worker.control, target, agent, TIMEOUT_S)
             except WorkerError as error:
                 return worker, error
 

@@ -4,11 +4,15 @@ Every request asks, and the answer changes 24 times a day, so it is remembered w
 which it holds. Nothing here reads a clock: times are arguments, in seconds since the epoch.
 """
 
-from datetime import date, datetime, time, tzinfo
+from datetime import UTC, date, datetime, time, tzinfo
 from typing import NamedTuple
 
 # Local hours and changes of the UTC offset (whole, half and quarter hours) begin on a quarter of an hour.
 _STEP_S = 900
+# The years whose every instant has a local reading, and its day a start and an end, in every zone.
+YEARS = (2, 9998)
+_FIRST_S = datetime(YEARS[0], 1, 1, tzinfo=UTC).timestamp()
+_LAST_S = datetime(YEARS[1] + 1, 1, 1, tzinfo=UTC).timestamp() - _STEP_S
 
 
 class Moment(NamedTuple):
@@ -24,7 +28,11 @@ class Moment(NamedTuple):
 
 
 class Calendar:
-    """Local time in one zone. Times may come in any order: a clock set back costs one more calculation."""
+    """Local time in one zone. Times may come in any order: a clock set back costs one more calculation.
+
+    A time before the year 2 or after 9998, as a broken clock or a flight without an end may have, reads as the first or
+    the last one of these.
+    """
 
     __slots__ = ("_bounds", "_bounds_day", "_day", "_end", "_hour", "_start", "_weekday", "zone")
 
@@ -60,13 +68,22 @@ class Calendar:
         return self._bounds
 
     def _turn_to(self, now: float) -> None:
-        self._start = now // _STEP_S * _STEP_S
+        self._start = nearest_readable(now) // _STEP_S * _STEP_S
         self._end = self._start + _STEP_S
         local = datetime.fromtimestamp(self._start, self.zone)
         self._hour = local.hour
         self._weekday = local.weekday()
         self._day = local.toordinal()
 
+    def local(self, now: float) -> datetime:
+        """The date and time that clocks show."""
+        return datetime.fromtimestamp(nearest_readable(now), self.zone)
+
     def _midnight(self, day: int) -> float:
         # Of a midnight that comes twice it is the first (fold=0); of one that is skipped, the jump itself.
         return datetime.combine(date.fromordinal(day), time.min, self.zone).timestamp()
+
+
+def nearest_readable(time: float) -> float:
+    """The instant of YEARS that is nearest to `time`, in epoch seconds; of what is not a number the first one."""
+    return min(max(_FIRST_S, time), _LAST_S)

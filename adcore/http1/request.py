@@ -123,7 +123,7 @@ METHODS_WITH_CONTENT = frozenset({b"PATCH", b"POST", b"PUT"})
 # Two of these in one request would leave it to chance which one counts. llhttp refuses a second Content-Length.
 SINGLE = frozenset({b"content-length", b"content-type", b"expect", b"host", b"origin", b"transfer-encoding"})
 # RFC 9110 6.5.1: fields of framing, routing, request control and authentication mean nothing after the content.
-# Others are dropped.
+# Others are counted and dropped.
 FORBIDDEN_TRAILERS = frozenset(
     {
         *(b"authorization", b"connection", b"content-length", b"cookie", b"expect", b"host"),
@@ -145,6 +145,16 @@ _BLANK_LINE = b"\r\n\r\n"
 _BLANK_LINE_BEGUN = len(_BLANK_LINE) - 1
 
 
+class _EveryName(dict[bytes, bytes]):
+    """Stands for the headers once they are complete, so that each trailer takes the path of a repeated header."""
+
+    def __contains__(self, name: object) -> bool:
+        return True
+
+
+_TRAILERS = _EveryName()
+
+
 class RequestParser:
     """The reading side of one connection."""
 
@@ -164,11 +174,15 @@ class RequestParser:
         "_start",
         # The request being read
         "_body",
+        "_body_seen",
+        "_body_seen_at",
         "_content_length",
         "_headers",
         "_repeated",
         "_request",
         "_target",
+        "_trailers",
+        "_trailers_bytes",
         "awaits_continue",
         "begun",
     )
@@ -201,6 +215,9 @@ class RequestParser:
         self._body = bytearray()
         self._content_length: int | None = None
         """Of the body being read; None if it comes in chunks."""
+        self._trailers = self._trailers_bytes = 0
+        self._body_seen = self._body_seen_at = 0
+        """Size of the body after the last read that brought a part of it, and `received_bytes` then."""
 
         self._parser: Any = httptools.HttpRequestParser(self)
 
@@ -282,7 +299,7 @@ class RequestParser:
         method = parser.get_method()
         target = self._target
         headers = self._headers
-        self._headers = {}  # for trailers, and then for the next request
+        self._headers = _TRAILERS
         line = b"%b %b HTTP/1.1\r\n" % (method, target)
         http10 = not self._raw.startswith(line, self._start) and self._is_http10(method, target)
         self._check_limits(method, target, headers)
@@ -319,8 +336,7 @@ class RequestParser:
         if self._body:
             request.body = bytes(self._body)
             self._body = bytearray()
-        if self._headers:
-            self._check_trailers()
+        self._headers = {}
         self._repeated = 0
         self._request = None
         self._target = b""
@@ -332,10 +348,27 @@ class RequestParser:
     # What is rare
 
     def _on_repeated_header(self, name: bytes, value: bytes) -> None:
+        if self._request is not None:
+            self._on_trailer(name, value)
+            return
         if name in SINGLE:
             self._refuse(400, f"there is more than one {name.decode()} header")
         self._repeated += 1
+        # Each one copies all before it, and a read may bring thousands.
+        if self._repeated >= self._limits.headers:
+            self._refuse(431, "there are too many headers")
         self._headers[name] += (b"; " if name == b"cookie" else b", ") + value
+
+    def _on_trailer(self, name: bytes, value: bytes) -> None:
+        """Check a field that follows a body in chunks, by the limits of headers; it is not kept."""
+        if name in FORBIDDEN_TRAILERS:
+            self._refuse(400, "a trailer may not frame or route the request")
+        self._trailers += 1
+        self._trailers_bytes += len(name) + len(value) + 4
+        if self._trailers > self._limits.headers:
+            self._refuse(431, "there are too many trailers")
+        if self._trailers_bytes > self._limits.headers_bytes:
+            self._refuse(431, "the trailers are too large")
 
     def _is_http10(self, method: bytes, target: bytes) -> bool:
         """Of a request line that does not stand where it should, saying HTTP/1.1."""
@@ -397,6 +430,8 @@ class RequestParser:
             if coding.lower() != b"chunked":
                 self._refuse(501, "the only transfer coding here is chunked")
             self._content_length = None
+            self._trailers = self._trailers_bytes = 0
+            self._body_seen = -1
             has_body = True
         elif length is not None:
             # llhttp lets only digits (and the space after them) pass, up to 2**64 - 1.
@@ -413,13 +448,6 @@ class RequestParser:
         if has_body and self._parser.should_upgrade():
             self._refuse(400, "a request with a body can't offer an Upgrade here")
         return has_body
-
-    def _check_trailers(self) -> None:
-        if not FORBIDDEN_TRAILERS.isdisjoint(self._headers):
-            self._refuse(400, "a trailer may not frame or route the request")
-        if len(self._headers) + self._repeated > self._limits.headers:
-            self._refuse(431, "there are too many trailers")
-        self._headers = {}
 
     def _check_received(self) -> None:
         """Bound what is held of a request that llhttp has not taken apart yet, such as half a header.
@@ -439,6 +467,12 @@ class RequestParser:
                     self.refusal = Refusal(414, "the request line is too long")
         elif self._received_bytes > head_bytes_max + WIRE_BYTES_PER_BODY_BYTE * limits.body_bytes:
             self.refusal = Refusal(413, "the body comes in too many pieces")
+        elif self._content_length is None:
+            # httptools copies a trailer that is not complete with each read.
+            if len(self._body) != self._body_seen:
+                self._body_seen, self._body_seen_at = len(self._body), self._received_bytes
+            elif self._received_bytes - self._body_seen_at > head_bytes_max:
+                self.refusal = Refusal(431, "the trailers, or the extensions of a chunk, are too large")
 
     # Refusing
 

@@ -6,12 +6,15 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
+from adcore.control.server import TURNED_AWAY_MAX
 from adcore.control.workers import WorkersControl, WorkerView
 from adcore.deliverylog.record import TYPES
 from adcore.http1.request import Limits, Request
@@ -19,7 +22,7 @@ from adcore.http1.response import Response, respond
 from tests.control.listener import listening
 from tests.control.test_metrics import check, samples
 from tests.inventories import campaign, document
-from tests.process import Adcore, Answer, Connection, adctl, after, ask, serving, wait_for
+from tests.process import Adcore, Answer, Connection, adctl, after, ask, connect, serving, wait_for
 
 # Every key of golang-stats-api-handler's Stats, in its order.
 GOLANG_KEYS = [
@@ -195,6 +198,13 @@ def test_metrics_are_good_prometheus_text_and_agree_with_status(server: Adcore) 
         ("/profile?seconds=soon", "not 'soon'"),
         (f"/explain?placement={'a,' * 32}a", "placement names 33 placements, and may name 32"),
         ("/explain?device=tv", "placement is missing"),
+        *(
+            (f"/explain?placement=a&time={quote(time)}", f"like 2026-11-01T20:00, in the years 2 to 9998, not {time!r}")
+            for time in (
+                *("0001-01-01", "0001-01-01T00:00:00+14:00", "9999-12-31", "9999-12-31T23:59:59-23:59", "10000-01-01"),
+                *("1e400", "", "\0", "9" * 5000, "2026-11-01T20:00+99:00", "2026-02-30"),
+            )
+        ),
         ("/explain?placement=a&placement=b", "placement is given twice"),
         ("/profile?format=png", "format must be svg, speedscope, pdf, not 'png'"),
     ],
@@ -423,9 +433,64 @@ def test_who_says_nothing_is_not_waited_for(tmp_path: Path) -> None:
         assert converse(address, b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n").endswith(b"GET /a")
 
 
-def test_too_many_at_once_are_told_so(tmp_path: Path) -> None:
+def test_too_many_at_once_are_refused_before_they_ask(tmp_path: Path) -> None:
+    """One that says nothing until the end of its time would hold a descriptor all along, and wait for its answer."""
     with listening(greet, tmp_path / "c.sock", Limits(connections=1)) as address:
         waiting = Connection(address)
         waiting.request("GET", "/wait")
         wait_for(lambda: converse(address, b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n").startswith(b"HTTP/1.1 503 "))
+        answer = converse(address)
+        assert answer.startswith(b"HTTP/1.1 503 ")
+        assert b"1 others are asking already" in answer
         waiting.close()
+
+
+def test_connections_that_were_refused_do_not_pile_up(tmp_path: Path) -> None:
+    with ExitStack() as crowd:
+        limits = Limits(connections=1, linger_s=600)
+        address = crowd.enter_context(listening(greet, tmp_path / "c.sock", limits))
+        waiting = Connection(address)
+        waiting.request("GET", "/wait")
+        wait_for(lambda: converse(address).startswith(b"HTTP/1.1 503 "))
+        newcomers = [crowd.enter_context(connect(address)) for _ in range(TURNED_AWAY_MAX + 20)]
+        for peer in newcomers:
+            answer = b"".join(iter(lambda: peer.recv(65536), b""))  # noqa: B023
+            assert answer.startswith(b"HTTP/1.1 503 ")
+        # Each has its answer and the end of the stream; some could still be read from, and the others are gone.
+        wait_for(lambda: sum(is_open(peer) for peer in newcomers) == TURNED_AWAY_MAX)
+        waiting.close()
+
+
+def is_open(peer: socket.socket) -> bool:
+    try:
+        peer.send(b"x")
+    except BrokenPipeError:
+        return False
+    return True
+
+
+def test_the_parent_asks_a_bounded_number_of_workers_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each connection takes a descriptor of the process that has to start workers."""
+    monkeypatch.setattr("adcore.control.workers.ASKING_MAX", 3)
+    at_once: list[int] = []
+    there = 0
+
+    async def count(request: Request) -> Response:
+        nonlocal there
+        there += 1
+        at_once.append(there)
+        await asyncio.sleep(0.01)
+        there -= 1
+        return respond(200, b"{}", content_type="application/json")
+
+    with listening(count, tmp_path / "worker.sock") as worker:
+        views = [WorkerView(n, n, "serving", worker.removeprefix("unix:")) for n in range(5)]
+        with (
+            listening(WorkersControl(lambda: views, dict), tmp_path / "all.sock") as address,
+            ThreadPoolExecutor(4) as pool,
+        ):
+            targets = ["/status", "/status", "/version", "/status"]
+            answers = list(pool.map(lambda target: ask(address, target), targets))
+        assert [answer.status for answer in answers] == [200] * 4
+        assert len(at_once) == 16
+        assert max(at_once) == 3

@@ -48,6 +48,26 @@ def test_the_local_reading_of_an_instant(zone: str, instant: str, hour: int, wee
 ZONES = ["UTC", "Asia/Tokyo", "Europe/Berlin", "Asia/Kathmandu", "Australia/Lord_Howe", "America/St_Johns"]
 
 
+@pytest.mark.parametrize("zone", ["Asia/Tokyo", "America/Los_Angeles", "UTC", "Pacific/Kiritimati"])
+@pytest.mark.parametrize(
+    ("time", "year"),
+    [
+        *((time, 2) for time in (float("-inf"), float("nan"), -1e300, -62_135_596_800.0, -62_135_700_000.0)),
+        *((time, 9998) for time in (float("inf"), 1e300, 253_402_300_799.0, 253_402_400_000.0)),
+    ],
+)
+def test_what_no_clock_shows_reads_as_the_nearest_that_one_does(zone: str, time: float, year: int) -> None:
+    calendar = Calendar(ZoneInfo(zone))
+    moment = calendar.moment(time)
+    assert abs(date.fromordinal(moment.day).year - year) <= 1
+    assert 0 <= moment.hour < 24
+    start, end = calendar.day_bounds(moment)
+    assert start < end
+    assert calendar.hour_start(time) <= calendar.stretch_at(time)[0]
+    assert abs(calendar.local(time).year - year) <= 1
+    assert calendar.moment(0.0).day in (719_162, 719_163)
+
+
 @pytest.mark.parametrize("zone", [*ZONES, "America/Sao_Paulo", "Pacific/Apia", "Africa/Casablanca"])
 @pytest.mark.parametrize("seed", [1, 2])
 def test_what_is_remembered_never_differs_from_what_is_asked_anew(zone: str, seed: int) -> None:

@@ -6,6 +6,7 @@ would otherwise leave its place, so that the climb (climb.py) spends its cases b
 
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 from urllib.parse import quote_from_bytes
 
@@ -18,6 +19,8 @@ from tests.inventories import campaign, text_creative
 
 # What uvloop reads at once, and more than the limits of a request.
 INPUT_BYTES_MAX = 70_000
+# uvloop reads no more at once.
+READ_BYTES_MAX = 256 * 1024 - 1000
 LINE_BYTES_MAX = 8_000
 HEADER_BYTES_MAX = 32_000
 # More than may be answered in one turn, if each request costs what it can.
@@ -68,6 +71,8 @@ class Surface(NamedTuple):
     words: list[bytes] = WORDS
     is_large: bool = False
     """Whether it is sent to a server with 5,000 campaigns in each of 32 placements."""
+    last_reads: int = 0
+    """How many of its last bytes come in a read each."""
 
 
 def small_inventory() -> dict[str, Any]:
@@ -146,6 +151,16 @@ def _raw() -> Iterator[Surface]:
         get[:-2] + b"cookie: a\r\n" * 96 + b"\r\n",
     ]
     yield Surface("connection", lambda payload: payload, seeds, INPUT_BYTES_MAX)
+    fields = [
+        *(b"a: b\r\n" * 40_000, b"".join(b"a%d: b\r\n" % n for n in range(20_000)), b"a: " + b"b" * 240_000),
+        *(b"a: b\r\n" * 98, b"cookie: a\r\n" * 98, b"a: " + b"b" * 32_000 + b"\r\n", b"a: b\r\nhost: a\r\n"),
+    ]
+    yield Surface("fields", lambda payload: get[:-2] + payload + b"\r\n", fields, READ_BYTES_MAX)
+    yield Surface("trailers", lambda payload: chunks + b"0\r\n" + payload + b"\r\n", fields, READ_BYTES_MAX)
+    # What is not complete is copied with each read.
+    whole = [b"a: " + b"b" * 30_000, b"a: b\r\n" * 98, b"a" * 30_000, b"a: b\r\n\r\n"]
+    for name, before in (("fields byte by byte", get[:-2]), ("trailers byte by byte", chunks + b"0\r\n")):
+        yield Surface(name, partial(bytes.__add__, before), whole, HEADER_BYTES_MAX, last_reads=200)
     # A peer may send as many requests at once as it likes, each of them new to the server.
     one = [
         b"/v1/decision?placement=side&kv.a=#",

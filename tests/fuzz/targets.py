@@ -70,6 +70,9 @@ def requests() -> list[bytes]:
         b"HEAD /ping HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
         b"GET /v1/decision?placement=side HTTP/1.1\r\nHost: a\r\nX-Request-ID: %032x\r\nSec-GPC: 1\r\n\r\n" % 7,
     ]
+    chunked = b"POST /v1/decision HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n"
+    trailers = (b"X-T: 1\r\n" * 100, b"X-T: 1\r\n" * 101, b"X-T: " + b"y" * 32_760 + b"\r\n", b"Cookie: a\r\n")
+    ours += [chunked + fields + b"\r\n" for fields in trailers]
     ours += [one + other for one, other in pairwise(ours)]
     # The reads of this one each end where a request ends, but for one.
     ours.append(

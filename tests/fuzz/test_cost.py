@@ -41,8 +41,10 @@ def assert_all_cheap(found: list[Found]) -> None:
         (Spent((7500 * 19_000, 7500 * 19_000), 70_000, 1, 0), False),
         (Spent((7500 * 610,), 40, 1, 1), True),
         (Spent((7500 * 600,), 40, 1, 2), False),
+        (Spent((7500 * 1650,), 700, 1, 0, 1 + 40), True),
+        (Spent((7500 * 1550,), 700, 1, 0, 1 + 40), False),
     ],
 )
 def test_what_is_too_much(spent: Spent, broken: bool) -> None:
-    """1 µs a byte, 250 µs a request and one more, 60 µs a slot, and 20 ms a turn."""
+    """1 µs a byte, 250 µs a request and one more, 10 µs a read after the first, 60 µs a slot, and 20 ms a turn."""
     assert (spent.ratio(0, 7500) > 1) is broken

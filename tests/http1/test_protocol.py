@@ -13,6 +13,7 @@ import pytest
 
 from adcore.http1 import protocol as protocol_module
 from adcore.http1.protocol import INPUT_BYTES, LINGER_BYTES, OUTPUT_BYTES, Http1Protocol, Http1Server, Limits
+from adcore.http1.request import RequestParser
 from adcore.http1.response import respond
 from tests.http1.fakes import Connection, FakeTransport
 
@@ -135,7 +136,16 @@ def test_nothing_after_a_refused_request_is_answered() -> None:
         (CHUNKED + b"0\r\nConnection: close\r\n\r\n", 400),
         (CHUNKED + b"1;\r\na\r\n0\r\n\r\n", 400),
         (CHUNKED + (b"1000\r\n" + b"a" * 4096 + b"\r\n") * 17, 413),
-        (CHUNKED + b"1;" + b"a" * 700_000, 413),
+        (CHUNKED + (b"1;" + b"a" * 30 + b"\r\na\r\n") * 20_000, 413),
+        (CHUNKED + b"1;" + b"a" * 700_000, 431),
+        (CHUNKED + b"0\r\n" + b"".join(b"A%d: b\r\n" % n for n in range(100)) + b"\r\n", 200),
+        (CHUNKED + b"0\r\n" + b"".join(b"A%d: b\r\n" % n for n in range(101)) + b"\r\n", 431),
+        (CHUNKED + b"0\r\n" + b"A: b\r\n" * 100 + b"\r\n", 200),
+        (CHUNKED + b"0\r\n" + b"A: b\r\n" * 101 + b"\r\n", 431),
+        (CHUNKED + b"0\r\n" + b"A: b\r\n" * 102, 431),
+        (CHUNKED + b"0\r\nA: b\r\nCookie: b\r\n\r\n", 400),
+        (CHUNKED + b"0\r\nA: " + b"b" * (32 * 1024 - 5) + b"\r\n\r\n", 200),
+        (CHUNKED + b"0\r\nA: " + b"b" * (32 * 1024 - 4) + b"\r\n\r\n", 431),
         (b"GET /" + b"a" * 8180 + b" HTTP/1.1\r\n" + H + b"\r\n", 414),
         (b"GET /" + b"a" * 8179 + b" HTTP/1.1\r\n" + H + b"\r\n", 414),
         (b"GET /" + b"a" * 8178 + b" HTTP/1.1\r\n" + H + b"\r\n", 200),
@@ -160,6 +170,27 @@ def test_a_rule_above_llhttp(raw: bytes, expected: int) -> None:
             assert b"\r\nConnection: close\r\n" in written
             assert connection.transport.ended == "eof"
             assert connection.requests == []
+
+
+@pytest.mark.parametrize("begin", [b"0\r\nA: ", b"0\r\nA", b"1\r\na\r\n0\r\nA: b\r\nA: ", b"1;"])
+def test_what_is_not_body_is_bounded_while_it_comes(begin: bytes) -> None:
+    """httptools copies half a trailer with each read."""
+    connection = Connection()
+    connection.receive(CHUNKED + begin)
+    reads = 0
+    while not connection.written:
+        connection.receive(b"a" * 1000)
+        reads += 1
+    assert statuses(connection.written) == [431]
+    assert reads == 41
+
+
+def test_repeated_headers_are_counted_as_they_come() -> None:
+    """Each copies the ones before it; a read of 256 KiB may bring 40,000."""
+    parser = RequestParser(Limits())
+    assert parser.feed(GET + b"A: b\r\n" * 102) == []
+    assert parser.refusal is not None
+    assert parser.refusal.status == 431
 
 
 @pytest.mark.parametrize(

@@ -290,6 +290,11 @@ def test_damage_is_named_and_what_stands_around_it_is_sent(tmp_path: Path, colle
     [
         (["--to", "collector"], "--to must be HOST:PORT, not 'collector'"),
         (["--to", "collector:0"], "--to must be HOST:PORT"),
+        (["--to", "collector:" + "9" * 5000], "--to must be HOST:PORT"),
+        (
+            ["--to", "collector:24224", "--ack-timeout", "1e300"],
+            "--ack-timeout must be more than 0 seconds and at most",
+        ),
         (["--to", "c:1", "--ack-timeout", "0"], "--ack-timeout must be more than 0 seconds"),
         (["--to", "c:1", "--ca-file", "x"], "--ca-file is for --tls"),
         (["--to", "c:1", "--tls", "--ca-file", "/none"], "cannot use --ca-file /none"),

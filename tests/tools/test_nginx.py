@@ -543,12 +543,12 @@ class OriginHandler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def images(folder: Path) -> Iterator[tuple[Origin, str]]:
-    """An origin, and the address of an nginx in front of it."""
+def images(folder: Path, lines: Mapping[str, str] = {}) -> Iterator[tuple[Origin, str]]:
+    """An origin, and the address of an nginx in front of it, with edited `lines`."""
     origin = Origin()
     address = free_address()
     try:
-        with services.nginx(folder, folder / "none.sock", address, origin=origin.address):
+        with services.nginx(folder, folder / "none.sock", address, lines, origin=origin.address):
             yield origin, address
     finally:
         origin.close()
@@ -654,6 +654,72 @@ def test_the_cache_keeps_apart_what_the_origin_does(tmp_path: Path) -> None:
         for target in ("/creatives/../other", "/creatives/%2e%2e/x", "/creatives/..%2fx"):
             assert ask(address, target).status in (400, 404)
         assert len(origin.asked) == len(asked)
+
+
+IMAGE = "0123456789abcdef" * 2 + "01234567.png"
+# How one image can be spelled. In nginx's $uri each is its name: decoded, without dots and double slashes.
+SPELLINGS = [
+    *(f"/creatives/{IMAGE}?{query}" for query in ("", "?", "/", "#", "a=b&c", "%00", "%0d%0aX:y", "x" * 4000)),
+    *(f"/creatives/{IMAGE}?{number}" for number in range(200)),
+    *(f"/creatives/%{ord(IMAGE[0]):02x}{IMAGE[1:]}?{number}" for number in range(3)),
+    *(f"/creatives/{IMAGE[:-4]}%2epng", f"/creatives/{IMAGE}#a", f"/%63reatives/{IMAGE}"),
+    *(f"/creatives/{number}/../{IMAGE}" for number in range(3)),
+    *(f"/creatives/{'/' * number}{IMAGE}" for number in range(1, 4)),
+    *(f"/creatives/.{'/.' * number}/{IMAGE}" for number in range(3)),
+    *(f"/none/../creatives/{IMAGE}", f"http://b.example/creatives/{IMAGE}?9"),
+]
+
+
+def test_a_name_that_follows_from_the_content_is_fetched_once_however_it_is_asked_for(tmp_path: Path) -> None:
+    """Or a visitor who leaves at once has each new query fetched whole."""
+    with images(tmp_path) as (origin, address):
+        origin.fresh_s = 600
+        host, port = address.split(":")
+        for number, target in enumerate(SPELLINGS):
+            with socket.create_connection((host, int(port)), PATIENCE_S) as sock:
+                method = ("GET", "HEAD")[number % 2]
+                sock.sendall(f"{method} {target} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n".encode())
+                if number % 10:  # the others leave at once
+                    answer = b"".join(iter(lambda: sock.recv(1 << 16), b""))
+                    assert b" 200 " in answer.splitlines()[0], (target, answer)
+        assert ask(address, f"/creatives/{IMAGE}").headers["X-Cache-Status"] == "HIT"
+        assert [path for path, _ in origin.asked] == [f"/creatives/{IMAGE}"]
+
+
+def test_an_image_is_kept_though_the_visitor_who_asked_first_has_left(tmp_path: Path) -> None:
+    with images(tmp_path) as (origin, address):
+        origin.fresh_s = 600
+        origin.gate.clear()
+        host, port = address.split(":")
+        with socket.create_connection((host, int(port)), PATIENCE_S) as sock:
+            sock.sendall(b"GET /creatives/spring.png HTTP/1.1\r\nHost: a\r\n\r\n")
+            wait_for(lambda: len(origin.asked) == 1)
+        # nginx knows of the end of that connection by the time it answers another one.
+        assert ask(address, "/nginx_status").status == 200
+        origin.gate.set()
+        assert image(address) == ("HIT", b"image 1")
+        assert len(origin.asked) == 1
+
+
+def test_other_names_are_not_taken_for_such(tmp_path: Path) -> None:
+    others = [
+        *(f"/creatives/{name}?1" for name in (IMAGE[1:], "a" + IMAGE, IMAGE.upper(), IMAGE + ".gif", IMAGE[:-4])),
+        *(f"/creatives/{IMAGE}%0a?1", f"/creatives/{IMAGE}%3Fx", f"/creatives/{IMAGE}/?1", f"/creatives/a/{IMAGE}?1"),
+    ]
+    with images(tmp_path) as (origin, address):
+        for target in others:
+            assert ask(address, target).status == 200
+        assert [path for path, _ in origin.asked] == others
+
+
+def test_the_limit_of_requests_for_images_works_when_its_lines_are_uncommented(tmp_path: Path) -> None:
+    lines = {"# limit_req": "limit_req", "rate=100r/s": "rate=1r/m", "burst=500": "burst=5"}
+    with images(tmp_path, lines) as (origin, address):
+        statuses = [ask_from("127.0.0.2", address, f"/creatives/a.png?{n}").status for n in range(9)]
+        assert statuses == [200] * 6 + [429] * 3
+        assert ask_from("127.0.0.3", address, "/creatives/a.png?1").status == 429, "of the same network"
+        assert ask_from("127.1.0.3", address, "/creatives/a.png?1").status == 200
+        assert len(origin.asked) == 6
 
 
 def test_one_image_is_one_entry_whatever_else_a_visitor_says(tmp_path: Path) -> None:

@@ -228,6 +228,25 @@ def test_the_ideal_line_is_the_one_that_pacing_follows(tmp_path: Path) -> None:
     assert straight_points == 4 < bent_points
 
 
+@pytest.mark.parametrize("time_zone", ["Asia/Tokyo", "America/Los_Angeles"])
+@pytest.mark.parametrize(
+    ("start", "end"),
+    [
+        ("0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-12:00"),
+        ("0001-01-01T00:00:00Z", "0001-01-02T00:00:00Z"),
+        ("9999-12-31T20:00:00-12:00", "9999-12-31T23:59:59-12:00"),
+        ("2027-01-16T00:00:00Z", "9999-12-31T23:59:59Z"),
+    ],
+)
+def test_a_flight_may_begin_and_end_in_any_year(tmp_path: Path, start: str, end: str, time_zone: str) -> None:
+    url = f"sqlite://{tmp_path}/ads.db"
+    even = campaign("even", goal={"impressions": 100}, pacing="even", starts_at=start, ends_at=end)
+    with closing(open_store(url)) as store:
+        store.apply(lambda rows: parse_inventory(document(even)))
+    for form in ("html", "csv", "table"):
+        assert report(url, "--campaign", "even", "--format", form, "--time-zone", time_zone)
+
+
 def paths(page: str) -> list[str]:
     return re.findall(r'<path d="([^"]*)"', page)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import msgspec
 import pytest
 
 from adcore.core.adtable import AdTable, build_table
@@ -205,6 +206,35 @@ def test_the_requests_of_a_log_are_decided_again(tmp_path: Path) -> None:
     assert by_id["ended"]["reasons"].keys() == {"ended", "size"}
 
 
+@pytest.mark.parametrize("time_zone", ["Asia/Tokyo", "America/Los_Angeles"])
+def test_records_of_a_broken_clock_are_passed_over(tmp_path: Path, time_zone: str) -> None:
+    broken = [
+        msgspec.structs.replace(impression(number), time=time)
+        for number, time in enumerate((-1e300, -62_135_600_000.0, -1.0, 253_402_300_800.0, 1e18, 1e300))
+    ]
+    log = log_of(tmp_path, *(impression(number) for number in range(10, 13)), *broken)
+    for arguments in ([], ["--starting", "2026-11-09"]):
+        found = simulated(tmp_path, document(campaign("a")), "--traffic", log, "--time-zone", time_zone, *arguments)
+        assert found["requests"] == 3
+
+
+@pytest.mark.parametrize("time_zone", ["Asia/Tokyo", "America/Los_Angeles"])
+def test_flights_from_the_first_to_the_last_year_are_simulated(tmp_path: Path, time_zone: str) -> None:
+    flights = [
+        ("0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-12:00"),
+        ("2026-01-01T00:00:00Z", "9999-12-31T23:59:59Z"),
+    ]
+    inventory = document(
+        *(
+            campaign(f"c{number}", goal={"impressions": 100}, pacing="even", starts_at=start, ends_at=end)
+            for number, (start, end) in enumerate(flights)
+        )
+    )
+    for day in ("0003-01-02", "9997-12-30"):
+        found = simulated(tmp_path, inventory, "--requests", "50", "--starting", day, "--time-zone", time_zone)
+        assert found["start"].startswith(day)
+
+
 def test_traffic_is_moved_to_the_days_of_the_flight(tmp_path: Path) -> None:
     log = log_of(tmp_path, *(impression(number * 60) for number in range(100)))
     flight = {"starts_at": "2026-12-07T00:00:00Z", "ends_at": "2026-12-08T00:00:00Z"}
@@ -233,7 +263,14 @@ def test_a_made_up_day_as_text(tmp_path: Path) -> None:
         (["--inventory", "/nowhere.json"], 2, "cannot read /nowhere.json: No such file or directory"),
         (["--traffic", "/nowhere.log"], 2, "cannot read /nowhere.log: No such file or directory"),
         (["--traffic", "/dev/null"], 1, "there is no request in this traffic"),
-        (["--requests", "0"], 2, "must be 1 or more"),
+        *((["--requests", text], 2, f"1 to 1000000000, not '{text}'") for text in ("0", "-1", "9" * 5000, "\u0663")),
+        *((["--drops", text], 2, f"0 to 100, not '{text}'") for text in ("-1", "101", "9" * 5000)),
+        (["--spikes", "99999"], 2, "0 to 100, not '99999'"),
+        *((["--refresh", text], 2, f"0.1 to 86400 seconds, not '{text}'") for text in ("0", "-1", "nan", "inf", "x")),
+        *(
+            (["--starting", text], 2, f"such as 2026-11-24, in the years 3 to 9997, not '{text}'")
+            for text in ("0001-01-01", "9999-12-31", "9998-01-01", "2026-02-30", "x")
+        ),
         (["--time-zone", "Mars/Base"], 2, "there is no zone 'Mars/Base'"),
     ],
 )

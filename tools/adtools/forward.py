@@ -11,6 +11,7 @@ import hashlib
 import hmac
 import os
 import random
+import re
 import signal
 import socket
 import ssl
@@ -46,6 +47,8 @@ POLL_S = 0.5
 RETRY_S = (0.2, 1.0, 5.0, 15.0)
 # Without --follow: how often a batch is tried.
 TRIES_MAX = 3
+# A socket can be given no more than some centuries.
+ACK_TIMEOUT_MAX_S = 86_400.0
 ANSWER_BYTES_MAX = 64 * 1024
 
 _pack_time = struct.Struct(">II").pack
@@ -115,10 +118,12 @@ class Options(NamedTuple):
 def parse_options(args: argparse.Namespace) -> Options:
     """Raises ConfigError."""
     host, _, port = args.to.rpartition(":")
-    if not (host and port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+    if not (host and re.fullmatch(r"[0-9]{1,5}", port) and 0 < int(port) < 65536):
         raise ConfigError(f"--to must be HOST:PORT, not {args.to!r}")
-    if not args.ack_timeout > 0:
-        raise ConfigError(f"--ack-timeout must be more than 0 seconds, not {args.ack_timeout:g}")
+    if not 0 < args.ack_timeout <= ACK_TIMEOUT_MAX_S:
+        raise ConfigError(
+            f"--ack-timeout must be more than 0 seconds and at most {ACK_TIMEOUT_MAX_S:g}, not {args.ack_timeout:g}"
+        )
     if args.ca_file is not None and not args.tls:
         raise ConfigError("--ca-file is for --tls; say both")
     key = tls = None

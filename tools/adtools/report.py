@@ -186,7 +186,7 @@ def fold(
     for row in rows:
         hour = row["hour"]
         if hour not in texts:
-            local = datetime.fromtimestamp(hour, calendar.zone).isoformat(timespec="minutes")
+            local = calendar.local(hour).isoformat(timespec="minutes")
             texts[hour] = results.day_of(hour, calendar), local
         day, text = texts[hour]
         key = tuple(day if key == "day" else text if key == "hour" else row[key] for key in keys)

@@ -17,10 +17,14 @@ from typing import Any
 from adcore.core.calendar import Calendar
 from adcore.errors import ConfigError
 from adcore.sources.results import RESULT_NUMBERS
-from adtools.report import LAST_HOUR, Report, fold, shares, show_share, wilson
+from adtools.report import Report, fold, shares, show_share, wilson
 
 # Of an ideal line: an hour of a flight of a week, and fine enough for the eye in a longer one.
 POINTS = 168
+# What a chart has of a flight without an end, or of a broken clock: 1970 to 2200. The ticks of an axis over thousands
+# of years would be beyond those that dates have.
+CHART_START = 0.0
+CHART_END = 7_258_118_400.0
 # More in one picture can't be told apart; the tables have all of them.
 LINES_MAX = 12
 BARS_MAX = 30
@@ -151,7 +155,7 @@ def make_cell(tag: str, value: object) -> str:
 
 
 def show_time(hour: int, zone: tzinfo) -> str:
-    return datetime.fromtimestamp(hour, zone).isoformat(" ", "minutes")
+    return Calendar(zone).local(hour).isoformat(" ", "minutes")
 
 
 def show_limit(limit: Mapping[str, int] | None) -> str:
@@ -214,7 +218,7 @@ class Drawing:
     ) -> None:
         zone = report.zone
         # Each hour's deliveries are there at its end.
-        times = [hour for hour in sorted(hours) if hour < LAST_HOUR]
+        times = [hour for hour in sorted(hours) if CHART_START <= hour < CHART_END]
         if times:
             points = [times[0], *(hour + 3600 for hour in times)]
             sums = [0, *accumulate(hours[hour] for hour in times)]
@@ -225,8 +229,10 @@ class Drawing:
         if goal and all(flight):
             start, end = (datetime.fromisoformat(str(text).replace("Z", "+00:00")).timestamp() for text in flight)
             line = report.lines.get(campaign["id"])
-            moments = [start + (end - start) * at / POINTS for at in range(POINTS + 1)]
-            due = [goal * (at / POINTS if line is None else line.share(time)) for at, time in enumerate(moments)]
+            first, last = max(start, CHART_START), min(end, CHART_END)
+            moments = [first + (last - first) * at / POINTS for at in range(POINTS + 1)] if first < last else []
+            parts = [(time - start) / (end - start) if line is None else line.share(time) for time in moments]
+            due = [goal * part for part in parts]
             axes.plot(self._local(moments, zone), due, color=COLOURS[1], linestyle="--", label="ideal")
         axes.set_title(f"{campaign['id']}: {kind}", fontsize=10)
         self._date_axis(axes, zone)
@@ -283,7 +289,7 @@ class Drawing:
         return self._svg(figure, "unfilled requests by reason")
 
     def _local(self, times: Sequence[float], zone: tzinfo) -> list[datetime]:
-        return [datetime.fromtimestamp(time, zone) for time in times]
+        return list(map(Calendar(zone).local, times))
 
     def _date_axis(self, axes: Any, zone: tzinfo) -> None:
         locator = self._dates.AutoDateLocator(tz=zone)

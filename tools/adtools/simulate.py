@@ -8,6 +8,7 @@ was not shown.
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from datetime import date, datetime, time, timedelta
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from adcore.core.adtable import AdTable, build_table
-from adcore.core.calendar import Calendar
+from adcore.core.calendar import YEARS, Calendar
 from adcore.core.inventory import check_inventory, parse_inventory
 from adcore.deliverylog.reader import open_log
 from adcore.errors import ConfigError
@@ -32,6 +33,9 @@ from adtools.traffic import SyntheticDay, Visit, read_visits
 
 DAY_S = 86_400
 REASONS_SHOWN = 3
+# Of a made-up day. More takes days; and many times three times the traffic is no number.
+REQUESTS_MAX = 1_000_000_000
+STRETCHES_MAX = 100
 # A log does not say how long it is; of a made-up day as many are explained.
 EXPLAINED = 2000
 EXPLAIN_EVERY = 101
@@ -77,15 +81,15 @@ def add_parser(subparsers: Any) -> None:
     traffic = parser.add_mutually_exclusive_group()
     traffic.add_argument("--traffic", nargs="+", metavar="FILE", help="delivery logs, .gz too")
     traffic.add_argument("--requests", type=_positive, default=100_000, help="of a made-up day (default: 100000)")
-    parser.add_argument(
-        "--starting", type=date.fromisoformat, metavar="DATE", help="move the traffic's first day there"
-    )
+    parser.add_argument("--starting", type=_day, metavar="DATE", help="move the traffic's first day there")
     parser.add_argument("--seed", type=int, default=1, help="of the made-up day")
-    parser.add_argument("--drops", type=int, default=2, help="times when few come to the made-up day (default: 2)")
-    parser.add_argument("--spikes", type=int, default=2, help="times when many come (default: 2)")
+    parser.add_argument(
+        "--drops", type=_stretches, default=2, help="times when few come to the made-up day (default: 2)"
+    )
+    parser.add_argument("--spikes", type=_stretches, default=2, help="times when many come (default: 2)")
     parser.add_argument("--processes", type=_positive, default=1, help="that share the traffic (default: 1)")
     parser.add_argument(
-        "--refresh", type=float, default=REFRESH_S, metavar="S", help="how often these exchange counts (default: 5)"
+        "--refresh", type=_interval, default=REFRESH_S, metavar="S", help="how often these exchange counts (default: 5)"
     )
     parser.add_argument("--no-bound", action="store_true", help="do not work out what can be delivered at most")
     parser.add_argument("--time-zone", metavar="NAME", help="the site's (default: the server's)")
@@ -150,9 +154,7 @@ def run_simulation(
 
 
 def as_object(found: Run, calendar: Calendar) -> dict[str, Any]:
-    times = (
-        datetime.fromtimestamp(time, calendar.zone).isoformat() for time in (found.outcome.start, found.outcome.end)
-    )
+    times = (calendar.local(time).isoformat() for time in (found.outcome.start, found.outcome.end))
     return {
         **dict(zip(("start", "end"), times, strict=True)),
         **found.totals._asdict(),
@@ -163,10 +165,7 @@ def as_object(found: Run, calendar: Calendar) -> dict[str, Any]:
 def as_text(found: Run, calendar: Calendar) -> str:
     """A table for a person: those who got least of what they wanted first."""
     totals = found.totals
-    start, end = (
-        datetime.fromtimestamp(time, calendar.zone).strftime("%Y-%m-%d %H:%M")
-        for time in (found.outcome.start, found.outcome.end)
-    )
+    start, end = (calendar.local(time).strftime("%Y-%m-%d %H:%M") for time in (found.outcome.start, found.outcome.end))
     lines = [f"{start} to {end}: {totals.requests} requests, {totals.filled} filled"]
     if totals.campaigns:
         lines.append(
@@ -235,7 +234,7 @@ def _move(visits: Iterator[Visit], day: date | None, calendar: Calendar) -> Iter
         if not days:
             yield visit
             continue
-        local = datetime.fromtimestamp(visit.time, calendar.zone) + timedelta(days=days)
+        local = calendar.local(visit.time) + timedelta(days=days)
         yield visit._replace(time=local.timestamp())
 
 
@@ -258,7 +257,37 @@ def _with_progress(visits: Iterator[Visit], total: int) -> Iterator[Visit]:
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be 1 or more")
+    return _whole(text, 1, REQUESTS_MAX)
+
+
+def _stretches(text: str) -> int:
+    return _whole(text, 0, STRETCHES_MAX)
+
+
+def _whole(text: str, low: int, high: int) -> int:
+    number = int(text) if re.fullmatch(r"[0-9]{1,18}", text) else -1
+    if not low <= number <= high:
+        raise argparse.ArgumentTypeError(f"must be a whole number from {low} to {high}, not {text!r}")
     return number
+
+
+def _interval(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0.1 <= seconds <= DAY_S:
+        raise argparse.ArgumentTypeError(f"must be 0.1 to {DAY_S} seconds, not {text!r}")
+    return seconds
+
+
+def _day(text: str) -> date:
+    """A day with room for what is learned before it, and for the traffic after it."""
+    try:
+        day = date.fromisoformat(text)
+        if YEARS[0] < day.year < YEARS[1]:
+            return day
+    except ValueError:
+        pass
+    years = f"{YEARS[0] + 1} to {YEARS[1] - 1}"
+    raise argparse.ArgumentTypeError(f"must be a date such as 2026-11-24, in the years {years}, not {text!r}")

@@ -20,6 +20,7 @@ from adcore.core.inventory import Campaign, Inventory
 from adcore.core.traffic import HOUR_S, expected_traffic
 from adcore.deliverylog.reader import Damage, read_records
 from adcore.deliverylog.record import Impression, Unfilled
+from adtools.aggregate import TIME_MAX
 
 MINUTE_S = 60
 MINUTES = 1440
@@ -42,7 +43,10 @@ class Visit(NamedTuple):
 
 
 def read_visits(files: Sequence[BufferedIOBase]) -> Iterator[Visit]:
-    """The requests of delivery logs that are open, in the order of their times; damage is passed over."""
+    """The requests of delivery logs that are open, in the order of their times.
+
+    Damage is passed over, and so are records of a broken clock.
+    """
     with ExitStack() as stack:
         for file in files:
             stack.callback(file.close)
@@ -51,7 +55,7 @@ def read_visits(files: Sequence[BufferedIOBase]) -> Iterator[Visit]:
 
 def _visits_of(file: BufferedIOBase) -> Iterator[Visit]:
     for record in read_records(file):
-        if not isinstance(record, Damage) and isinstance(record, Impression | Unfilled):
+        if not isinstance(record, Damage) and isinstance(record, Impression | Unfilled) and 0 <= record.time < TIME_MAX:
             facts = Facts(
                 record.device,
                 record.os,

@@ -7,7 +7,6 @@ Of an answer in the log it says the same as it was then, on the table that was s
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -184,7 +183,7 @@ def past_explanation(impression_id: str, wanted: str) -> dict[str, Any]:
     documents = tables.archive.load((record.generation, record.revision))
     campaigns = {one["id"]: one for one in documents[0]["campaigns"]} if len(documents) == 1 else {}
     return {
-        "past": datetime.fromtimestamp(record.time, options.time_zone),
+        "past": Calendar(options.time_zone).local(record.time),
         **_by_tier(found, campaigns, described_by(record), wanted),
     }
 
