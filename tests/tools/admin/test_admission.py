@@ -5,6 +5,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from adcore.sources import open_store
 from adcore.sources.sqlite import SqliteStore
 from adtools.admin import admission, deadline, site
 from adtools.admin.admission import Admission, Busy, password_hashes, slow_work
+from adtools.admin.security import LARGE_BODY_BYTES
 from tests.inventories import campaign, document, text_creative
 from tests.process import Answer, ask, wait_for
 from tests.tools.admin import project
@@ -66,13 +68,16 @@ def test_turns_are_one_at_a_time_in_order_and_the_rest_is_refused() -> None:
         except Busy:
             refused.append(number)
 
+    def waits(count: int) -> bool:
+        return len(admission._queue) == count
+
     with admission.turn():
         threads = []
         for number in range(3):
-            threads.append(in_thread(lambda number=number: work(number)))  # type: ignore[misc]
-            wait_for(lambda number=number: len(admission._queue) == number + 1)  # type: ignore[misc]
+            threads.append(in_thread(partial(work, number)))
+            wait_for(partial(waits, number + 1))
         for number in (3, 4):
-            in_thread(lambda number=number: work(number)).join(60)  # type: ignore[misc]
+            in_thread(partial(work, number)).join(60)
         assert (order, refused) == ([], [3, 4])
     for thread in threads:
         thread.join(60)
@@ -184,7 +189,7 @@ def test_slow_pages_are_refused_where_all_places_are_taken_and_others_are_not(so
     before = project.stored(source)
     file = encoded("PNG", (300, 250))
     file.name = "a.png"
-    slow = [
+    slow: list[Callable[[], Any]] = [
         lambda: viewer.get("/explain/?placement=side"),
         lambda: viewer.get("/explain/?impression=" + "f" * 32),
         lambda: viewer.get("/delivery/"),
@@ -195,6 +200,8 @@ def test_slow_pages_are_refused_where_all_places_are_taken_and_others_are_not(so
         lambda: editor.post(SMALL, image_form(small)),
         lambda: editor.post("/adcore/campaign/add/", {f"creatives-{number}-id": "x" for number in range(60)}),
         lambda: viewer.post("/preview/", {"format": "image", "size": "300x250", "upload": file}),
+        lambda: viewer.post("/preview/", {f"f{number}": "" for number in range(5000)}),
+        lambda: viewer.post(SMALL, {"a": "b" * (LARGE_BODY_BYTES + 1)}),
     ]
     with all_taken(slow_work):
         for work in slow:

@@ -343,7 +343,10 @@ def test_one_password_is_hashed_at_a_time_and_few_wait(source: str, slow_hasher:
 
     def guess(number: int) -> None:
         page = browser(f"2001:db8:{number:x}::1").post("/login/", {"username": f"name{number}", "password": "guess"})
-        (busy if page.status_code == 429 else done).append(page if page.status_code == 429 else page.status_code)
+        if page.status_code == 429:
+            busy.append(page)
+        else:
+            done.append(page.status_code)
         connections.close_all()
 
     def log_anna_in() -> None:

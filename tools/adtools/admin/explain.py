@@ -102,6 +102,12 @@ class ExplainForm(forms.Form):
         ]
         self.fields["time"].help_text += f" Clocks of {settings.ADCORE.time_zone.key}."
 
+    def clean_placement(self) -> str:
+        placement = str(self.cleaned_data["placement"])
+        if "," in placement:  # /explain takes several, and the page shows one
+            raise forms.ValidationError("The page explains one placement at a time.")
+        return placement
+
     def pairs(self) -> list[tuple[str, str]]:
         """The request as /explain takes it."""
         given = self.cleaned_data
