@@ -9,8 +9,9 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import closing
+from io import BufferedIOBase
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -20,7 +21,7 @@ import msgspec
 
 from adcore.config import load_config
 from adcore.control.explain import NAMES, ExplainError, explain_request
-from adcore.core.adtable import build_table
+from adcore.core.adtable import AdTable, build_table
 from adcore.core.calendar import Calendar
 from adcore.core.hindsight import decide_again, explain_again
 from adcore.deliverylog.reader import read_records
@@ -122,7 +123,11 @@ def explain_inventory(source: str, calendar: Calendar, pairs: list[tuple[str, st
         rows = store.load()
     finally:
         store.close()
-    table = build_table(rows.document, revision=rows.revision.number)
+    return explain_table(build_table(rows.document, revision=rows.revision.number), calendar, pairs)
+
+
+def explain_table(table: AdTable, calendar: Calendar, pairs: list[tuple[str, str]]) -> list[dict[str, Any]]:
+    """What a server would say that has this table and has delivered nothing yet."""
     explanations = list(explain_request(table, pairs, calendar, time.time()))
     answer: list[dict[str, Any]] = msgspec.to_builtins(explanations)
     return answer
@@ -133,7 +138,7 @@ def look_back(args: argparse.Namespace, pairs: list[tuple[str, str]]) -> list[di
     if [name for name, _ in pairs] != ["id"] or not args.log:
         raise ExplainError("with --log say which answer: --log FILE… id=IMPRESSION_ID")
     try:
-        record = find_answer(args.log, pairs[0][1])
+        record = _find_in_files(args.log, pairs[0][1])
     except OSError as error:
         raise ExplainError(f"--log: {error.filename}: {error.strerror}") from None
     if record is None:
@@ -141,20 +146,20 @@ def look_back(args: argparse.Namespace, pairs: list[tuple[str, str]]) -> list[di
     return [explain_answer(record, Tables(args.archive or load_config().archive_dir))]
 
 
-def find_answer(
-    names: Iterable[str], impression_id: str, keep_time: Callable[[], None] = lambda: None
-) -> Answer | None:
-    """The answer of this id in delivery logs; None when it is not there. Raises OSError, and what `keep_time` raises.
-
-    `keep_time` is called every some thousand records.
-    """
+def _find_in_files(names: Iterable[str], impression_id: str) -> Answer | None:
     for name in names:
         with closing(open_with_progress(name)) as file:
-            for number, item in enumerate(read_records(file)):
-                if number % 4096 == 0:
-                    keep_time()
-                if isinstance(item, Answer) and item.id == impression_id:
-                    return item
+            found = find_answer(file, impression_id)
+        if found is not None:
+            return found
+    return None
+
+
+def find_answer(file: BufferedIOBase, impression_id: str) -> Answer | None:
+    """The answer of this id in an open log; None when it is not there. Raises what reading the file raises."""
+    for item in read_records(file):
+        if isinstance(item, Answer) and item.id == impression_id:
+            return item
     return None
 
 

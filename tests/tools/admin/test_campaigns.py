@@ -1,6 +1,7 @@
 """Booking in the admin: what is saved, what is refused and where it says so, on SQLite and MariaDB."""
 
 import io
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from PIL import Image
 
 from adcore.core.inventory import check_inventory
 from adcore.sources import open_store
+from adtools.admin import site
 from tests import services
 from tests.inventories import campaign, document, text_creative
 from tests.tools.admin import project
@@ -70,6 +72,22 @@ def revision(source: str) -> Any:
         return store.revision()
     finally:
         store.close()
+
+
+def test_a_long_change_is_written_down_in_parts_that_a_page_can_show(source: str, editor: Client) -> None:
+    words = {f"{'k' * 250}{number}": "v" * 250 for number in range(100)}
+    for data in (words, {**words, "k": "v"}, {"k": "v"}):
+        changes = {"creatives-0-format": "native", "creatives-0-data": json.dumps(data)}
+        page = save(editor, SPRING, **changes)
+        assert page.status_code == 302, project.errors(page)
+    for list_of_changes in ("/adcore/campaign/spring/history/", "/admin/logentry/"):
+        assert editor.get(list_of_changes).status_code == 200
+    texts = [text for _, _, text in project.history()]
+    assert max(map(len, texts)) <= site.ENTRY_CHARS_MAX
+    assert len(texts) > 3
+    lines = "\n".join(texts).split("\n")
+    assert sum(line.startswith("creative spring-1, data.k: ") for line in lines) == 1
+    assert sum(line.count(" → nothing") for line in lines) >= 100
 
 
 def test_saving_what_was_opened_changes_nothing(source: str, editor: Client) -> None:

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,11 @@ from django.db import connection
 from PIL import Image
 
 from adtools.admin import decoder, forms
+from adtools.admin.admission import Busy, slow_work
 from adtools.admin.decoder import decode_apart
 from adtools.admin.images import EncodedImage, ImageError
 from tests.inventories import campaign, document
-from tests.process import PATIENCE_S, environment
+from tests.process import PATIENCE_S, environment, wait_for
 from tests.tools.admin import project
 from tests.tools.admin.test_images import bomb, encoded
 
@@ -134,26 +134,26 @@ def test_one_image_is_decoded_at_a_time_and_few_wait(monkeypatch: pytest.MonkeyP
             at_work -= 1
 
     monkeypatch.setattr(decoder, "_ask_child", slow)
+    monkeypatch.setattr(slow_work, "wait_s", 60.0)
     refused: list[str] = []
 
     def upload() -> None:
         try:
             decode_apart(encoded("PNG"), (30, 20), (30, 20))
-        except ImageError as error:
+        except Busy as error:
             refused.append(str(error))
 
     threads = [threading.Thread(target=upload) for _ in range(8)]
     for thread in threads:
         thread.start()
     assert started.wait(60)
-    deadline_wall = time.monotonic() + PATIENCE_S
-    while len(refused) < 8 - decoder.WAITING_MAX and time.monotonic() < deadline_wall:
-        time.sleep(0.01)
+    wait_for(lambda: len(refused) == 8 - slow_work.threads)
     go.set()
     for thread in threads:
         thread.join(60)
     assert most == 1
-    assert refused == ["Other images are being read at the moment; try again in a few seconds"] * 6
+    assert all("try again in a few seconds" in text for text in refused)
+    assert len(refused) == 8 - slow_work.threads
 
 
 def test_a_hostile_size_is_a_refusal_in_forms_and_previews(sqlite: str) -> None:

@@ -1,5 +1,7 @@
 """What a request may take: look-ups, words, forms, and time in the database."""
 
+import gzip
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +11,7 @@ import pytest
 from django.db import OperationalError, connection
 from django.test import Client, RequestFactory
 
+from adcore.errors import AdcoreError
 from adtools.admin import deadline, explain
 from adtools.admin.models import Campaign
 from adtools.admin.statements import is_over_limit
@@ -277,11 +280,27 @@ def test_an_image_for_visitors_depends_on_no_cookie(sqlite: str, tmp_path: Path)
     assert "Vary" not in shown.headers
 
 
-def test_logs_are_read_no_longer_than_a_page_may_take(sqlite: str, tmp_path: Path) -> None:
+def test_logs_are_searched_for_ten_seconds(sqlite: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the log has: records, damage, or a compressed file that grows when it is read."""
+    clock = iter(range(1000))
+    monkeypatch.setattr(deadline, "now", lambda: next(clock) * explain.LOG_S_MAX / 4)
     log = tmp_path / "delivery.log"
-    log.write_bytes(b'{"type":"view"}\n')
-    with deadline.request(-1.0), pytest.raises(Exception, match="too large to be read while a page waits"):
-        explain.logged_answer([log], "f" * 32)
+    for name, content in (
+        ("delivery.log", b'{"type":"view"}\n' * (1 << 20)),
+        ("delivery.log", bytes(20 << 20)),
+        ("delivery.log.1.gz", gzip.compress(bytes(20 << 20))),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with deadline.request(), pytest.raises(AdcoreError, match=r"too large to be searched in 10 s.* adctl explain"):
+            explain.logged_answer([log], "f" * 32)
+        (tmp_path / name).unlink()
+
+
+def test_what_is_found_beside_a_log_is_a_file(sqlite: str, tmp_path: Path) -> None:
+    """A pipe would hold the thread for ever."""
+    os.mkfifo(tmp_path / "delivery.log.1")
+    with pytest.raises(AdcoreError, match=r"delivery\.log\.1 cannot be read"):
+        explain.logged_answer([tmp_path / "delivery.log"], "f" * 32)
 
 
 # The admin as it runs

@@ -1,24 +1,29 @@
 """How often a password may be tried: by network, by name, at once, and what a known browser may."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from axes.models import AccessAttempt
-from django.conf import settings
+from django.contrib.auth import hashers
 from django.contrib.auth.hashers import MD5PasswordHasher
+from django.contrib.auth.models import AnonymousUser, User
 from django.core import signing
-from django.db import connections
+from django.db import OperationalError, connection, connections
 from django.db.models import F
 from django.test import Client, RequestFactory
+from django.utils import timezone
 
-from adtools.admin.logins import LIMITS
+from adtools.admin.admission import KNOWN_BROWSERS_PLACES, password_hashes
+from adtools.admin.logins import COUNTINGS_MAX, LIMITS, count_try, note_failure, note_success
+from adtools.admin.people import one_time_link
 from adtools.admin.security import client_address
 from tests import services
 from tests.inventories import campaign, document
+from tests.process import wait_for
 from tests.tools.admin import project
 
 PASSWORD = "correct horse battery staple"
@@ -187,63 +192,213 @@ def test_what_is_counted_goes_when_it_counts_no_more(source: str) -> None:
     assert AccessAttempt.objects.count() == 3
 
 
-class SlowHasher(MD5PasswordHasher):
-    """Counts the passwords that are looked at, and holds each until all who try have come this far or were refused."""
+def at_once(works: list[Callable[[], Any]]) -> list[Any]:
+    """What each gives, or raises, in a thread of its own."""
+    given: list[Any] = [None] * len(works)
 
-    algorithm = "slow"
-    looked_at = 0
-    lock = threading.Lock()
-    gate = threading.Event()
-
-    def verify(self, password: str, encoded: str) -> bool:
-        with self.lock:
-            SlowHasher.looked_at += 1
-        assert self.gate.wait(60)
-        return bool(super().verify(password, encoded))
-
-
-def test_tries_at_once_are_counted_one_by_one(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    hasher = f"{__name__}.SlowHasher"
-    monkeypatch.setattr(settings, "PASSWORD_HASHERS", [hasher])
-    from django.contrib.auth import hashers
-
-    slow = SlowHasher()
-    monkeypatch.setattr(hashers, "get_hashers", lambda: [slow])
-    monkeypatch.setattr(hashers, "identify_hasher", lambda encoded: slow)
-    monkeypatch.setattr(hashers, "get_hasher", lambda algorithm="default": slow)
-    monkeypatch.setattr(SlowHasher, "looked_at", 0)
-    SlowHasher.gate.clear()
-    project.person("carl", "viewer", PASSWORD)
-    statuses: list[Any] = []
-
-    def attempt() -> None:
+    def work(number: int) -> None:
         try:
-            statuses.append(log_in("192.0.2.1", name="carl"))
+            given[number] = works[number]()
         except Exception as error:
-            statuses.append(error)
+            given[number] = error
         finally:
             connections.close_all()
 
-    threads = [threading.Thread(target=attempt) for _ in range(24)]
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(len(works))]
     for thread in threads:
         thread.start()
-    # Nineteen are refused while five wait at the gate.
     for thread in threads:
-        thread.join(0.01)
-    opener = threading.Timer(0, lambda: _open_when(lambda: len(statuses) >= 19))
-    opener.start()
+        thread.join(120)
+    return given
+
+
+def post(address: str) -> Any:
+    request = RequestFactory().post("/login/", REMOTE_ADDR=address)
+    request.user = AnonymousUser()
+    return request
+
+
+def test_tries_at_once_are_counted_one_by_one(source: str) -> None:
+    """As those of several admins on one store, which share no turn."""
+    given = at_once([lambda: count_try(post("2001:db8::1"), "anna") for _ in range(24)])
+    assert (given.count(True), given.count(False)) == (5, 19)
+
+
+def test_tries_and_logins_at_once_race_to_no_error(source: str) -> None:
+    anna = User.objects.get(username="anna")
+
+    def tries() -> set[bool]:
+        seen = set()
+        for _ in range(10):
+            request = post("2001:db8::1")
+            counted = count_try(request, "anna")
+            seen.add(counted)
+            if counted:
+                note_success(request, anna)
+        return seen
+
+    def guesses() -> set[bool]:
+        seen = set()
+        for _ in range(10):
+            request = post("2001:db8::1")
+            seen.add(count_try(request, "anna"))
+            note_failure(request)
+        return seen
+
+    def sweeps() -> set[bool]:
+        for _ in range(10):
+            AccessAttempt.objects.filter(user_agent="network").update(attempt_time=timezone.now() - timedelta(days=1))
+        return set()
+
+    for seen in at_once([tries, tries, tries, guesses, sweeps, sweeps]):
+        assert isinstance(seen, set), seen
+    # A click too much on "Log in", by real requests.
+    AccessAttempt.objects.all().delete()
+    assert set(at_once([lambda: log_in("192.0.2.7", PASSWORD)] * 2)) == {302}
+
+
+@pytest.mark.parametrize("times", [1, 2, 99])
+def test_a_row_that_another_process_sweeps_away_is_made_again(source: str, times: int) -> None:
+    left = [times]
+
+    def sweep(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
+        if left[0] and sql.startswith("SELECT") and "axes_accessattempt" in sql and "failures_since_start" in sql:
+            left[0] -= 1
+            with connection.cursor() as cursor:
+                cursor.execute("DELETE FROM axes_accessattempt WHERE user_agent = 'network'")
+        return execute(sql, params, many, context)
+
+    request = post("192.0.2.1")
+    with connection.execute_wrapper(sweep):
+        assert count_try(request, "anna") is (times < COUNTINGS_MAX)
+    assert left[0] == max(0, times - COUNTINGS_MAX)
+    assert getattr(request, "axes_locked_out", False) is (times >= COUNTINGS_MAX)
+
+
+def test_a_deadlock_is_tried_again_and_nothing_else(source: str) -> None:
+    errors = [OperationalError(1213, "Deadlock found"), OperationalError(2006, "gone away")]
+
+    def fail(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
+        if errors and "failures_since_start" in sql and sql.startswith("SELECT"):
+            raise errors.pop(0)
+        return execute(sql, params, many, context)
+
+    with connection.execute_wrapper(fail), pytest.raises(OperationalError, match="gone away"):
+        count_try(post("192.0.2.1"), "anna")
+    errors[:] = [OperationalError(1213, "Deadlock found")]
+    with connection.execute_wrapper(fail):
+        assert count_try(post("192.0.2.1"), "anna")
+
+
+def test_an_ipv6_site_has_sixty_tries(source: str) -> None:
+    tries = LIMITS["site"].tries
+    statuses = [log_in(f"2001:db8:1:{number:x}::1", name=f"name{number}") for number in range(tries + 1)]
+    assert statuses == [200] * (tries - 1) + [429, 429]
+    assert log_in("2001:db8:1:ffff::1", PASSWORD) == 429
+    assert log_in("2001:db8:2::1", PASSWORD) == 302
+    # Addresses of IPv4 beside each other belong to others.
+    assert [log_in(f"192.0.2.{number}", name=f"other{number}") for number in range(tries + 5)] == [200] * (tries + 5)
+
+
+class SlowHasher(MD5PasswordHasher):
+    """Counts the passwords that are being looked at, and holds each until the test opens the gate."""
+
+    lock = threading.Lock()
+    gate = threading.Event()
+    at_work = most = looked_at = 0
+
+    def encode(self, password: str, salt: str) -> str:
+        with self.lock:
+            SlowHasher.at_work += 1
+            SlowHasher.looked_at += 1
+            SlowHasher.most = max(SlowHasher.most, SlowHasher.at_work)
+        assert self.gate.wait(60)
+        with self.lock:
+            SlowHasher.at_work -= 1
+        return str(super().encode(password, salt))
+
+
+@pytest.fixture
+def slow_hasher(monkeypatch: pytest.MonkeyPatch) -> type[SlowHasher]:
+    slow = SlowHasher()
+    for name in ("at_work", "most", "looked_at"):
+        monkeypatch.setattr(SlowHasher, name, 0)
+    monkeypatch.setattr(hashers, "identify_hasher", lambda encoded: slow)
+    monkeypatch.setattr(hashers, "get_hasher", lambda algorithm="default": slow)
+    monkeypatch.setattr(password_hashes, "wait_s", 60.0)
+    SlowHasher.gate.clear()
+    return SlowHasher
+
+
+def test_one_password_is_hashed_at_a_time_and_few_wait(source: str, slow_hasher: type[SlowHasher]) -> None:
+    slow_hasher.gate.set()
+    annas = browser("203.0.113.1")
+    assert log_in(annas, PASSWORD) == 302
+    del annas.cookies["adcore_session"]
+    slow_hasher.gate.clear()
+    slow_hasher.looked_at = 0
+    AccessAttempt.objects.all().delete()
+    busy: list[Any] = []
+    done: list[int] = []
+
+    def guess(number: int) -> None:
+        page = browser(f"2001:db8:{number:x}::1").post("/login/", {"username": f"name{number}", "password": "guess"})
+        if page.status_code == 429:
+            busy.append(page)
+        else:
+            done.append(page.status_code)
+        connections.close_all()
+
+    def log_anna_in() -> None:
+        done.append(log_in(annas, PASSWORD))
+        connections.close_all()
+
+    threads = [threading.Thread(target=guess, args=(number,)) for number in range(12)]
     for thread in threads:
-        thread.join(60)
-    opener.join(60)
-    assert SlowHasher.looked_at == 5
-    assert statuses.count(429) >= 20  # the five that failed were the last ones, and say so
-    assert set(statuses) <= {200, 429}
-
-
-def _open_when(condition: Any) -> None:
-    from tests.process import wait_for
-
+        thread.start()
     try:
-        wait_for(condition)
+        strangers = password_hashes.threads - KNOWN_BROWSERS_PLACES
+        wait_for(lambda: len(busy) == 12 - strangers)
+        # A browser that is known has a place that no stranger takes.
+        threads.append(threading.Thread(target=log_anna_in))
+        threads[-1].start()
+        wait_for(lambda: len(password_hashes._queue) == password_hashes.threads - 1)
+        # There is no try of those that were refused.
+        names = AccessAttempt.objects.filter(user_agent="person and network").count()
+        assert names <= strangers
+        # The page is there for all that.
+        assert browser("192.0.2.1").get("/login/").status_code == 200
+        thief = project.client("viewer", "bob")
+        refused = thief.post("/password_change/", {"old_password": "guess"})
+        assert refused.status_code == 429
     finally:
-        SlowHasher.gate.set()
+        slow_hasher.gate.set()
+        for thread in threads:
+            thread.join(60)
+    assert sorted(done) == [200] * strangers + [302]
+    assert slow_hasher.most == 1
+    for page in (*busy, refused):
+        assert 1 <= int(page.headers["Retry-After"]) <= 60
+        assert "Other passwords are being checked at the moment" in page.content.decode()
+
+
+def test_a_link_hashes_in_turn_too(source: str, slow_hasher: type[SlowHasher]) -> None:
+    slow_hasher.gate.set()
+    place = one_time_link(User.objects.get(username="anna")).removeprefix(project.URL)
+    annas = browser("192.0.2.1")
+    form = {"new_password1": "new horse battery", "new_password2": "new horse battery"}
+    page = annas.get(place)["Location"]
+    with password_hashes.turn():
+        # As if others waited.
+        password_hashes._queue.extend([(0, threading.Event())] * (password_hashes.threads - 1))
+        (refused,) = at_once([lambda: annas.post(page, form)])
+        password_hashes._queue.clear()
+    assert refused.status_code == 429
+    assert annas.post(page, form).status_code == 302
+
+
+def test_a_page_of_a_used_up_limit_says_when_to_come_back(source: str) -> None:
+    for _ in range(5):
+        log_in("192.0.2.1")
+    page = browser("192.0.2.1").post("/login/", {"username": "anna", "password": PASSWORD})
+    assert (page.status_code, page.headers["Retry-After"]) == (429, "900")

@@ -35,6 +35,26 @@ def log_in(browser: Client, name: str, password: str) -> Any:
     return browser.post("/login/?next=/", {"username": name, "password": password})
 
 
+@pytest.mark.parametrize(
+    "place",
+    [
+        "",
+        "//evil.example",
+        "https://evil.example",
+        "/\\evil.example",
+        "javascript:alert(1)",
+        "http://127.0.0.1@evil.example",
+    ],
+)
+def test_a_login_leads_to_pages_of_this_admin_alone(place: str) -> None:
+    project.person("anna", "editor", PASSWORD)
+    browser = visitor()
+    form = {"username": "anna", "password": PASSWORD, "next": place}
+    assert browser.post("/login/", form)["Location"] == "/"
+    assert browser.get("/login/", {"next": place})["Location"] == "/"
+    assert "Location" not in browser.post("/logout/", {"next": place}).headers
+
+
 def test_the_models_and_the_migrations_agree() -> None:
     call_command("makemigrations", check=True, dry_run=True, verbosity=0)
 

@@ -38,8 +38,9 @@ examples:
 The store, the time zone, the control listener, the log and its tables are those of the server on this host: --source,
 --time-zone, --control, --log and --archive, else ADCORE_* variables, else the file that ADCORE_CONFIG names.
 """
-# Django with its pages; each has at most one connection to the store.
-THREADS = 4
+# Django makes a page in memory before its first byte is sent. waitress keeps it for a slow reader in a temporary file;
+# beyond this size it would hold the thread that made the page. The largest one has some 20 MiB.
+UNSENT_BYTES_MAX = 256 << 20
 # An image of 4 MiB and a form around it.
 REQUEST_BYTES_MAX = 24 << 20
 # As nginx takes them: four buffers of 8 KiB.
@@ -211,6 +212,7 @@ def _serve(args: argparse.Namespace) -> int:
     import waitress.server
     from django.core.wsgi import get_wsgi_application
 
+    from adtools.admin.admission import THREADS
     from adtools.admin.guard import guarded
     from adtools.admin.users import somebody_can_log_in
     from adtools.admin.watchdog import Watchdog
@@ -232,6 +234,7 @@ def _serve(args: argparse.Namespace) -> int:
             threads=THREADS,
             max_request_body_size=REQUEST_BYTES_MAX,
             max_request_header_size=HEADER_BYTES_MAX,
+            outbuf_high_watermark=UNSENT_BYTES_MAX,
             clear_untrusted_proxy_headers=True,
             ident=None,
         )

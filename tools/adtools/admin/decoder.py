@@ -1,7 +1,8 @@
 """Decodes uploaded images in a process of their own: it has little memory and time, no store, and no other work.
 
-One at a time: what a hostile file can take is taken once. The parent sends the file on standard input and the sizes as
-arguments, and gets a line of JSON back, with the new image behind it. The child limits itself before it reads the file.
+One at a time, like all slow work (admission.py): what a hostile file can take is taken once. The parent sends the file
+on standard input and the sizes as arguments, and gets a line of JSON back, with the new image behind it. The child
+limits itself before it reads the file.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import os
 import resource
 import subprocess
 import sys
-import threading
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
@@ -19,17 +19,13 @@ from typing import IO
 import msgspec
 
 from adtools.admin import deadline, images
+from adtools.admin.admission import slow_work
 from adtools.admin.images import FILE_BYTES_MAX, EncodedImage, ImageError, Size
 
 # Python and Pillow take 60 MiB of address space; the largest image, with what its encoder needs, the rest.
 ADDRESS_SPACE_BYTES = 640 << 20
 # The longest animation that is taken needs two on a slow machine.
 SECONDS_MAX = 10
-# Another person's image is being decoded; one may wait for it, and a fourth thread stays for the pages.
-WAITING_MAX = 2
-
-_one_at_a_time = threading.Lock()
-_waiting = threading.BoundedSemaphore(WAITING_MAX)
 
 
 class _Answer(msgspec.Struct):
@@ -41,20 +37,11 @@ class _Answer(msgspec.Struct):
 
 
 def decode_apart(file: IO[bytes], size: Size, largest: Size) -> EncodedImage:
-    """As `images.decode_image`, in a process of its own. Raises ImageError, and OutOfTime."""
+    """As `images.decode_image`, in a process of its own. Raises ImageError, Busy, and OutOfTime."""
     raw = file.read(FILE_BYTES_MAX + 1)
     images.check_file(len(raw))
-    if not _waiting.acquire(blocking=False):
-        raise ImageError("Other images are being read at the moment; try again in a few seconds")
-    try:
-        if not _one_at_a_time.acquire(timeout=deadline.remaining_s(SECONDS_MAX)):
-            raise ImageError("Another image takes long to be read; try again in a few seconds")
-        try:
-            return _ask_child(raw, size, largest, deadline.remaining_s(SECONDS_MAX))
-        finally:
-            _one_at_a_time.release()
-    finally:
-        _waiting.release()
+    with slow_work.turn():
+        return _ask_child(raw, size, largest, deadline.remaining_s(SECONDS_MAX))
 
 
 def _ask_child(raw: bytes, size: Size, largest: Size, seconds: float) -> EncodedImage:

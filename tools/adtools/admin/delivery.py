@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from django.conf import settings
 from django.db.models import Sum
-from django.http import Http404, HttpRequest, HttpResponse
+from django.http import Http404, HttpRequest
 from django.template.response import TemplateResponse
 
 from adtools.admin.charts import Chart, bar_chart, line_chart
@@ -59,7 +59,7 @@ def rate(part: int, whole: int) -> str:
     return f"{part / whole:.2%}" if whole else "–"
 
 
-def delivery_view(request: HttpRequest, context: dict[str, Any]) -> HttpResponse:
+def delivery_view(request: HttpRequest, context: dict[str, Any]) -> TemplateResponse:
     """`?campaign=ID&days=N`: of one campaign, or of all."""
     campaign_id = request.GET.get("campaign", "")
     campaign = None

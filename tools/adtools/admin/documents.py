@@ -291,7 +291,7 @@ def changes(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -
     """How two documents of one thing differ, a line a field: `weight: 10 → 20`. None: it was, or is, not there."""
     had, has = (dict(_flat(document or {}, "")) for document in (before, after))
     return [
-        f"{name}: {_shown(had.get(name))} → {_shown(has.get(name))}"
+        f"{_shown(name)}: {_shown(had.get(name))} → {_shown(has.get(name))}"
         for name in dict.fromkeys((*had, *has))
         if had.get(name) != has.get(name)
     ]
@@ -315,3 +315,16 @@ def _shown(value: object) -> str:
         return "nothing"
     text = json.dumps(value, ensure_ascii=False) if not isinstance(value, str) else value
     return text if len(text) <= 200 else text[:200] + "…"
+
+
+def in_parts(text: str, chars: int) -> list[str]:
+    """The lines of a text in parts of at most `chars` characters each, but for a longer line; at least one part."""
+    parts: list[list[str]] = [[]]
+    length = 0
+    for line in text.split("\n"):
+        if parts[-1] and length + len(line) >= chars:
+            parts.append([])
+            length = 0
+        parts[-1].append(line)
+        length += len(line) + 1
+    return ["\n".join(lines) for lines in parts]

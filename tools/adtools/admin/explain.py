@@ -7,8 +7,10 @@ Of an answer in the log it says the same as it was then, on the table that was s
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
+from io import BufferedIOBase
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple, cast, get_args
 
 from django import forms
 from django.conf import settings
@@ -16,20 +18,24 @@ from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
 
 from adcore.control.explain import ExplainError
+from adcore.core.adtable import AdTable, build_table
 from adcore.core.calendar import Calendar
 from adcore.core.inventory import DEVICES, OPERATING_SYSTEMS, Priority
+from adcore.deliverylog.reader import open_found_log
 from adcore.deliverylog.record import Answer
 from adcore.errors import AdcoreError
-from adcore.sources import sqlstore
+from adcore.sources import Revision, open_store, sqlstore
 from adtools.admin import deadline
-from adtools.admin.deadline import OutOfTime
+from adtools.admin.admission import slow_work
 from adtools.admin.forms import Moment, One, Words, named
 from adtools.admin.models import Campaign, Placement
 from adtools.control import ControlError
-from adtools.explain import ask, explain_answer, explain_inventory, find_answer
+from adtools.explain import ask, explain_answer, explain_table, find_answer
 from adtools.tables import Tables
 from adtools.tail import family_of
 
+# A search of the logs. Others wait for its turn, and nginx gives up after 60 s.
+LOG_S_MAX = 10.0
 # What stands against a campaign, for a person. {wanted} is what it targets, {given} what the request says.
 TEXTS = {
     "paused": "It is paused.",
@@ -95,6 +101,12 @@ class ExplainForm(forms.Form):
         ]
         self.fields["time"].help_text += f" Clocks of {settings.ADCORE.time_zone.key}."
 
+    def clean_placement(self) -> str:
+        placement = str(self.cleaned_data["placement"])
+        if "," in placement:  # /explain takes several, and the page shows one
+            raise forms.ValidationError("The page explains one placement at a time.")
+        return placement
+
     def pairs(self) -> list[tuple[str, str]]:
         """The request as /explain takes it."""
         given = self.cleaned_data
@@ -127,6 +139,13 @@ class Row(NamedTuple):
 
 def explain_view(request: HttpRequest, context: dict[str, Any]) -> HttpResponse:
     """The forms, and the answer if one was asked for. `?campaign=ID` marks one campaign in it."""
+    if not ("placement" in request.GET or "impression" in request.GET):
+        return _page(request, context)
+    with slow_work.turn():
+        return _page(request, context).render()
+
+
+def _page(request: HttpRequest, context: dict[str, Any]) -> TemplateResponse:
     asked, asked_past = "placement" in request.GET, "impression" in request.GET
     form = ExplainForm(request.GET if asked else None, initial={"device": "desktop"})
     past_form = PastForm(request.GET if asked_past else None)
@@ -168,9 +187,35 @@ def explanation(pairs: list[tuple[str, str]], described: Mapping[str, str], want
     else:
         unanswered = "This admin knows no running server (--control)."
     if unanswered:
-        (found,) = explain_inventory(options.source, Calendar(options.time_zone), pairs)
+        (found,) = explain_table(inventory_table(options.source), Calendar(options.time_zone), pairs)
     documents = {campaign.id: sqlstore.campaign_object(campaign.row(), []) for campaign in Campaign.objects.all()}
     return {"unanswered": unanswered, **_by_tier(found, documents, described, wanted)}
+
+
+class _Kept(NamedTuple):
+    source: str
+    revision: Revision
+    table: AdTable
+
+
+_kept: _Kept | None = None
+"""The table of the newest revision that was asked about. Read and replaced within a turn of the slow work alone."""
+
+
+def inventory_table(source: str) -> AdTable:
+    """The inventory of the store; loaded again only when its revision is another one."""
+    global _kept
+    store = open_store(source)
+    try:
+        if _kept is not None and (_kept.source, _kept.revision) == (source, store.revision()):
+            return _kept.table
+        # Not beside the next one: with 100,000 creatives each has some 100 MiB.
+        _kept = None
+        rows = store.load()
+    finally:
+        store.close()
+    _kept = _Kept(source, rows.revision, build_table(rows.document, revision=rows.revision.number))
+    return _kept.table
 
 
 def past_explanation(impression_id: str, wanted: str) -> dict[str, Any]:
@@ -190,13 +235,15 @@ def past_explanation(impression_id: str, wanted: str) -> dict[str, Any]:
 
 def logged_answer(logs: Sequence[Path], impression_id: str) -> Answer:
     """The answer of this id in these logs or the rotated ones beside them. Raises AdcoreError."""
+    ends = deadline.now() + deadline.remaining_s(LOG_S_MAX)
     files = {path: None for log in logs for path in sorted(log.parent.glob("*")) if family_of(log).fullmatch(path.name)}
     names = ", ".join(map(str, logs))
     if not files:
         raise AdcoreError(f"There is no log {names}: see --log.")
     for path in files:
         try:
-            record = find_answer([str(path)], impression_id, _keep_time)
+            with closing(TimedFile(open_found_log(path), ends)) as file:
+                record = find_answer(cast("BufferedIOBase", file), impression_id)
         except FileNotFoundError:
             # Rotated away just now.
             continue
@@ -207,14 +254,23 @@ def logged_answer(logs: Sequence[Path], impression_id: str) -> Answer:
     raise AdcoreError(f"No impression and no unfilled record of {names} has the id {impression_id}.")
 
 
-def _keep_time() -> None:
-    """Raises AdcoreError when the request has had its time."""
-    try:
-        deadline.remaining_s(0)
-    except OutOfTime:
-        raise AdcoreError(
-            "The logs are too large to be read while a page waits: adctl explain --log FILE id=ID takes its time."
-        ) from None
+class TimedFile:
+    """A log that can be read until a moment. Whole records or damage: what is read takes the time."""
+
+    def __init__(self, file: BufferedIOBase, ends_monotonic: float) -> None:
+        self._file, self._ends_monotonic = file, ends_monotonic
+
+    def read1(self, size: int) -> bytes:
+        """Raises AdcoreError when the time is over."""
+        if deadline.now() > self._ends_monotonic:
+            raise AdcoreError(
+                f"The logs are too large to be searched in {LOG_S_MAX:g} s, which is all that a page takes: on the "
+                "host, adctl explain --log FILE id=ID searches them to their end."
+            )
+        return self._file.read1(size)
+
+    def close(self) -> None:
+        self._file.close()
 
 
 def described_by(record: Answer) -> dict[str, str]:

@@ -17,6 +17,7 @@ from django.forms.models import BaseInlineFormSet
 
 from adcore.core.inventory import DEVICES, FORMATS, OPERATING_SYSTEMS, Inventory, Priority, to_document
 from adtools.admin import documents
+from adtools.admin.admission import slow_work
 from adtools.admin.decoder import decode_apart
 from adtools.admin.images import EncodedImage, ImageError
 from adtools.admin.imagestore import ImageStoreError
@@ -130,7 +131,7 @@ def size_choices() -> list[tuple[str, str]]:
 
 
 def uploaded_image(upload: Any, size: str) -> EncodedImage:
-    """The image of an upload, for a creative of this size as its field has it. Raises ImageError, and OutOfTime."""
+    """The image of an upload, for a creative of this size as its field has it. Raises ImageError, Busy, OutOfTime."""
     wanted = documents.size_of(size)
     largest = Placement.objects.aggregate(width=Max("width"), height=Max("height"))
     if wanted is None or largest["width"] is None:
@@ -146,9 +147,11 @@ class KeptImage(NamedTuple):
 
 
 def keep_upload(upload: Any, size: str) -> KeptImage:
-    """Decode an upload and keep its image. Raises OutOfTime."""
+    """Decode an upload and keep its image. Raises Busy, and OutOfTime."""
     try:
-        return KeptImage(settings.ADCORE.images.put(uploaded_image(upload, size)), "")
+        # A bucket takes as long as the image.
+        with slow_work.turn():
+            return KeptImage(settings.ADCORE.images.put(uploaded_image(upload, size)), "")
     except (ImageError, ImageStoreError) as error:
         return KeptImage("", str(error))
 
@@ -264,6 +267,11 @@ class CreativeForm(forms.ModelForm):
         return documents.creative_document(self.values)
 
 
+def sent_creatives(fields: Iterable[str], prefix: str = "creatives") -> int:
+    """How many creatives have a field among these names of a campaign's form."""
+    return len({name.split("-")[1] for name in fields if name.startswith(f"{prefix}-") and name.count("-") > 1})
+
+
 class CreativeFormSet(BaseInlineFormSet):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -281,8 +289,7 @@ class CreativeFormSet(BaseInlineFormSet):
         count: int = super().total_form_count()
         if not self.is_bound:
             return count
-        sent = {name.split("-")[1] for name in self.data if name.startswith(f"{self.prefix}-") and name.count("-") > 1}
-        return max(0, min(count, len(sent)))
+        return max(0, min(count, sent_creatives(self.data, str(self.prefix))))
 
     def initial_form_count(self) -> int:
         return max(0, min(super().initial_form_count(), CREATIVES_MAX))

@@ -132,6 +132,8 @@ def django_settings(options: Options) -> dict[str, Any]:
             {"NAME": "django.contrib.auth.password_validation.NumericPasswordValidator"},
         ],
         "LOGIN_URL": "admin:login",
+        # For who comes without an address to go to, or with one that leads elsewhere.
+        "LOGIN_REDIRECT_URL": "admin:index",
         "PASSWORD_RESET_TIMEOUT": LINK_SECONDS,
         "AXES_HANDLER": "adtools.admin.logins.LoginLimits",
         "AXES_LOCKOUT_CALLABLE": "adtools.admin.logins.locked_out",

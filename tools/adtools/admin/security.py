@@ -15,6 +15,7 @@ from django.http import HttpRequest, HttpResponse
 from django.template.loader import render_to_string
 
 from adtools.admin import people, statements
+from adtools.admin.admission import Busy, slow_work
 from adtools.admin.deadline import OutOfTime
 from adtools.admin.project import CONTENT_SECURITY_POLICY
 
@@ -23,6 +24,11 @@ log = logging.getLogger("adtools.admin")
 HEADER = "Content-Security-Policy"
 # Before somebody has logged in there are a name, a password and a token.
 STRANGERS_BODY_BYTES_MAX = 64 << 10
+# Django takes 40 µs for each part of a multipart form, and the smallest has 60 bytes: this many take 0.2 s, 16 MiB in
+# 20,000 fields nearly one. The form of a campaign with 50 creatives has some 120 KiB.
+LARGE_BODY_BYTES = 256 << 10
+# A client that tries again after an overload or a restart of the store.
+STORE_RETRY_S = 60
 # The address of a visitor that says none: all of these share one.
 NO_ADDRESS = "::"
 
@@ -40,12 +46,15 @@ def content_security_policy(get_response: Answer) -> Answer:
     return answer
 
 
-def refused(request: HttpRequest, status: HTTPStatus, reason: str) -> HttpResponse:
+def refused(request: HttpRequest, status: HTTPStatus, reason: str, retry_after_s: int | None = None) -> HttpResponse:
     """A page that says why there is no other."""
     context = {"title": status.phrase, "reason": reason}
     # Where the admin or the store is at fault, the page asks neither who this is.
     page = render_to_string("adtools/refused.html", context, request if status < 500 else None)
-    return HttpResponse(page, status=status)
+    response = HttpResponse(page, status=status)
+    if retry_after_s is not None:
+        response.headers["Retry-After"] = str(retry_after_s)
+    return response
 
 
 def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
@@ -80,14 +89,16 @@ def failure(request: HttpRequest, error: BaseException | None) -> HttpResponse |
     """The page of an error that is the request's or the store's; None for any other."""
     if isinstance(error, Unreadable):
         return bad_request(request, error)
+    if isinstance(error, Busy):
+        return refused(request, error.status, str(error), error.retry_after_s)
     if isinstance(error, OutOfTime) or (isinstance(error, OperationalError) and statements.is_over_limit(error)):
         log.warning("given up after its time: %s %s", request.method, request.path)
         reason = "This took too long, and was given up. Ask for less, or try again later."
-        return refused(request, HTTPStatus.SERVICE_UNAVAILABLE, reason)
+        return refused(request, HTTPStatus.SERVICE_UNAVAILABLE, reason, STORE_RETRY_S)
     if isinstance(error, OperationalError):
         log.error("the store does not answer: %s", error)
         reason = "The store does not answer. Nothing was changed; try again in a minute."
-        return refused(request, HTTPStatus.SERVICE_UNAVAILABLE, reason)
+        return refused(request, HTTPStatus.SERVICE_UNAVAILABLE, reason, STORE_RETRY_S)
     return None
 
 
@@ -127,13 +138,23 @@ def bounded_form(get_response: Answer) -> Answer:
     """Middleware: a form of a size that this person may send, without what no field of a form can hold."""
 
     def answer(request: HttpRequest) -> HttpResponse:
-        if request.method == "POST":
-            length = int(request.META.get("CONTENT_LENGTH") or 0)
-            if length > STRANGERS_BODY_BYTES_MAX and not request.user.is_authenticated:
-                return refused(request, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "Log in before you send this much.")
-            for name, values in request.POST.lists():
-                if "\0" in name or any("\0" in value for value in values):
-                    return bad_request(request, Unreadable("A field of this form has a null character in it."))
+        if request.method != "POST":
+            return get_response(request)
+        length = int(request.META.get("CONTENT_LENGTH") or 0)
+        if length > STRANGERS_BODY_BYTES_MAX and not request.user.is_authenticated:
+            return refused(request, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "Log in before you send this much.")
+        if length <= LARGE_BODY_BYTES:
+            return parsed(request)
+        try:
+            with slow_work.turn():
+                return parsed(request)
+        except Busy as error:
+            return refused(request, error.status, str(error), error.retry_after_s)
+
+    def parsed(request: HttpRequest) -> HttpResponse:
+        for name, values in request.POST.lists():
+            if "\0" in name or any("\0" in value for value in values):
+                return bad_request(request, Unreadable("A field of this form has a null character in it."))
         return get_response(request)
 
     return answer
@@ -157,3 +178,11 @@ def client_address(request: HttpRequest) -> str:
             return str(address.ipv4_mapped)
         return str(IPv6Network((address, 64), strict=False).network_address)
     return str(address)
+
+
+def site_of(network: str) -> str:
+    """The IPv6 /48 that a network of `client_address` is in, as its first address; empty for IPv4 and for none."""
+    address = ip_address(network)
+    if isinstance(address, IPv6Address) and network != NO_ADDRESS:
+        return str(IPv6Network((address, 48), strict=False).network_address)
+    return ""

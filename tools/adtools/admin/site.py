@@ -7,6 +7,7 @@ between, is confirmed for the servers, and is written down with who, when, and w
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
 from typing import Any, ClassVar
 
@@ -18,12 +19,15 @@ from django.db import models, transaction
 from django.db.models.functions import Coalesce
 from django.http import FileResponse, Http404, HttpRequest, HttpResponse
 from django.shortcuts import redirect
+from django.template.response import TemplateResponse
 from django.urls import URLPattern, URLResolver, path, re_path, reverse
 from django.utils.html import format_html
 from django.utils.http import urlencode
 from django.utils.safestring import SafeString
 
+from adcore.sources import sqlstore
 from adtools.admin import documents
+from adtools.admin.admission import slow_work
 from adtools.admin.delivery import delivery_view, moment
 from adtools.admin.explain import explain_view
 from adtools.admin.forms import (
@@ -34,12 +38,19 @@ from adtools.admin.forms import (
     PlacementForm,
     advertisers,
     keep_uploads,
+    sent_creatives,
 )
 from adtools.admin.imagestore import CACHE_CONTROL, NAME
 from adtools.admin.lists import MOMENT, NUMBER, TEXT, BoundedAdmin
-from adtools.admin.logins import count_try, locked_out, note_failure, note_success
+from adtools.admin.logins import count_try, locked_out, note_failure, note_success, password_turn
 from adtools.admin.models import Advertiser, Campaign, Creative, Delivered, Placement, Revision, Stored
 from adtools.admin.preview import preview_view
+
+# A campaign's form takes 15 ms for each creative and 0.3 ms for each placement: beyond this it is slow work.
+LARGE_FORM_CREATIVES = 50
+PLACEMENTS_PER_CREATIVE = 50
+# Of an entry of the history, whose pages have 100 of them. A change of 1,000 creatives has up to 2 MB.
+ENTRY_CHARS_MAX = 20_000
 
 
 class Site(admin.AdminSite):
@@ -53,7 +64,7 @@ class Site(admin.AdminSite):
     def get_urls(self) -> list[URLResolver | URLPattern]:
         return [
             path("explain/", self.admin_view(self._page(explain_view)), name="explain"),
-            path("delivery/", self.admin_view(self._page(delivery_view)), name="delivery"),
+            path("delivery/", self.admin_view(self._page(slowly(delivery_view))), name="delivery"),
             path("preview/", self.admin_view(preview_view), name="preview"),
             re_path(rf"^creatives/({NAME.pattern})\Z", image_view, name="image"),
             *super().get_urls(),
@@ -62,18 +73,29 @@ class Site(admin.AdminSite):
     def index(self, request: HttpRequest, extra_context: Any = None) -> Any:
         return redirect("admin:adcore_campaign_changelist")
 
+    def login(self, request: HttpRequest, extra_context: Any = None) -> Any:
+        if request.method != "POST":
+            return super().login(request, extra_context)
+        with password_turn(request):
+            return super().login(request, extra_context)
+
     def password_change(self, request: HttpRequest, extra_context: Any = None) -> Any:
         """The old password is tried as at the login, and no more often: a session may be a stolen one."""
+        if request.method != "POST":
+            return super().password_change(request, extra_context)
+        with password_turn(request):
+            return self._change_password(request, extra_context)
+
+    def _change_password(self, request: HttpRequest, extra_context: Any) -> Any:
         name = request.user.get_username()
-        if request.method == "POST" and not count_try(request, name):
+        if not count_try(request, name):
             return locked_out(request)
         response = super().password_change(request, extra_context)
-        if request.method == "POST":
-            form = (getattr(response, "context_data", None) or {}).get("form")
-            if form is not None and "old_password" in form.errors:
-                note_failure(request)
-            else:
-                note_success(request, request.user)
+        form = (getattr(response, "context_data", None) or {}).get("form")
+        if form is not None and "old_password" in form.errors:
+            note_failure(request)
+        else:
+            note_success(request, request.user)
         return response
 
     def _page(
@@ -83,6 +105,16 @@ class Site(admin.AdminSite):
             return view(request, self.each_context(request))
 
         return answer
+
+
+def slowly(view: Callable[..., TemplateResponse]) -> Callable[..., HttpResponse]:
+    """A view that is slow work, with the page that it makes."""
+
+    def answer(*args: Any) -> HttpResponse:
+        with slow_work.turn():
+            return view(*args).render()
+
+    return answer
 
 
 def image_view(request: HttpRequest, name: str) -> FileResponse:
@@ -123,11 +155,15 @@ class InventoryAdmin(TitledAdmin):
     """Saving: one at a time, confirmed, and written down as a readable difference."""
 
     def changeform_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
-        if request.method != "POST":
+        # Without the right to save it is refused, and locks nothing.
+        if request.method != "POST" or not self.may_save(request):
             return super().changeform_view(request, *args, **kwargs)
         with transaction.atomic():
             Revision.lock()
             return super().changeform_view(request, *args, **kwargs)
+
+    def may_save(self, request: HttpRequest) -> bool:
+        return bool(self.has_change_permission(request) or self.has_add_permission(request))
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> tuple[str, ...]:
         return ("id",) if obj is not None else ()
@@ -145,6 +181,16 @@ class InventoryAdmin(TitledAdmin):
     def construct_change_message(self, request: HttpRequest, form: Any, formsets: Any, add: bool = False) -> Any:
         after = (form.after["placements"] + form.after["campaigns"])[0]
         return "\n".join(documents.changes(form.before, after)) or "Saved without a change."
+
+    def log_addition(self, request: HttpRequest, obj: Any, message: Any) -> Any:
+        return self._log(super().log_addition, request, obj, message)
+
+    def log_change(self, request: HttpRequest, obj: Any, message: Any) -> Any:
+        return self._log(super().log_change, request, obj, message)
+
+    def _log(self, log: Callable[..., Any], request: HttpRequest, obj: Any, message: str) -> Any:
+        """An entry, or several for what is longer than lists can show."""
+        return [log(request, obj, part) for part in documents.in_parts(message, ENTRY_CHARS_MAX)][-1]
 
     def delete_model(self, request: HttpRequest, obj: Any) -> None:
         with transaction.atomic():
@@ -186,7 +232,8 @@ class PlacementAdmin(InventoryAdmin):
         deleted, counts, needed, protected = super().get_deleted_objects(objs, request)
         ids = {placement.id for placement in objs}
         for campaign in Campaign.objects.all():
-            targeting = campaign.document()["targeting"]
+            # Without its creatives, each of which would be a statement.
+            targeting = sqlstore.campaign_object(campaign.row(), [])["targeting"]
             targets = targeting.get("placements", ()) if isinstance(targeting, dict) else ()
             if ids & {target for target in targets if isinstance(target, str)}:
                 protected = [*protected, f"Campaign: {campaign}"]
@@ -260,9 +307,22 @@ class CampaignAdmin(InventoryAdmin):
         js = ("adtools/campaign.js",)
 
     def changeform_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
-        if request.method == "POST" and (self.has_change_permission(request) or self.has_add_permission(request)):
-            keep_uploads(request.FILES, request.POST)
-        return super().changeform_view(request, *args, **kwargs)
+        with self._turn(request, kwargs.get("object_id") or (args[0] if args else None)):
+            if request.method == "POST" and self.may_save(request):
+                keep_uploads(request.FILES, request.POST)
+            response = super().changeform_view(request, *args, **kwargs)
+            return response.render() if isinstance(response, TemplateResponse) else response
+
+    def _turn(self, request: HttpRequest, campaign: str | None) -> AbstractContextManager[None]:
+        """Of the slow work, for a form that is some; taken before the transaction, for which others wait."""
+        if not (self.may_save(request) or self.has_view_permission(request)):
+            return nullcontext()
+        creatives = Creative.objects.filter(campaign=campaign).count() if campaign is not None else 0
+        if request.method == "POST":
+            creatives = max(creatives, sent_creatives(request.POST))
+        large = creatives + Placement.objects.count() // PLACEMENTS_PER_CREATIVE > LARGE_FORM_CREATIVES
+        uploads = bool(request.FILES) and self.may_save(request)
+        return slow_work.turn() if large or uploads else nullcontext()
 
     def get_queryset(self, request: HttpRequest) -> Any:
         delivered = Delivered.objects.filter(campaign=models.OuterRef("pk")).values("campaign")

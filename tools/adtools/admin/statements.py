@@ -47,3 +47,8 @@ def is_over_limit(error: BaseException) -> bool:
     """Whether a database ended the statement because it took too long."""
     # SQLite's word, and the numbers of MariaDB and MySQL.
     return str(error) == "interrupted" or (bool(error.args) and error.args[0] in (1969, 3024))
+
+
+def is_deadlock(error: BaseException) -> bool:
+    """Whether MariaDB or MySQL ended the transaction so that another one could go on."""
+    return bool(error.args) and error.args[0] == 1213

@@ -12,7 +12,7 @@ from django.db import transaction
 from django.http import HttpRequest, HttpResponse
 from django.urls import reverse_lazy
 
-from adtools.admin.logins import remember_browser
+from adtools.admin.logins import password_turn, remember_browser
 from adtools.admin.models import Access
 from adtools.admin.people import end_access, link_tokens, one_time_link, standing
 from adtools.admin.project import LINK_SECONDS
@@ -49,6 +49,10 @@ class LinkView(PasswordResetConfirmView):
     token_generator = link_tokens
     success_url = reverse_lazy("admin:login")
     extra_context = {"site_header": "adcore"}  # noqa: RUF012  # Django's, an instance may have its own
+
+    def post(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        with password_turn(request):
+            return super().post(request, *args, **kwargs)
 
     def form_valid(self, form: Any) -> HttpResponse:
         """Set the password, if no one else does so with the same link at the same moment."""
