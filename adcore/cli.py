@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import resource
 import signal
 import socket
 import sys
@@ -17,10 +18,11 @@ from adcore import config as configuration
 from adcore import forkserver
 from adcore.errors import AdcoreError, ConfigError, StartError
 from adcore.files import settle_umask
+from adcore.memory import limit_memory
 from adcore.seat import HELD_BACK, WORKER, Seat
 from adcore.version import version_text
 
-# All that workers and their helpers are made of, but for the store's driver; the last one reads files of a package.
+# All that workers and their helpers are made of, but for the store's driver. The last is what reads files of a package.
 IMPORTED_ONCE = (
     *("adcore.server", "adcore.bank", "adcore.sources.loader", "adcore.sources.snapshot"),
     "importlib.readers",
@@ -32,6 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     settle_umask()
     # logrotate tells all that run, and these two would end a process that is only starting: they wait for its handlers.
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGHUP, signal.SIGUSR1))
+    # Whoever ignores it, and starts this, would leave us without the status of any process.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
         return _run(sys.argv[1:] if argv is None else argv)
     except AdcoreError as error:
@@ -61,7 +65,7 @@ def _run(argv: Sequence[str]) -> int:
         if task is None:
             return 0
         if (module := task.request["run"]) != WORKER:
-            return run_helper(module, task.fds)
+            return run_helper(module, task.fds, task.request["memory_bytes"])
         seat = Seat.of(task)
     config = configuration.load_config(flags)
     if show:
@@ -83,8 +87,11 @@ def _run(argv: Sequence[str]) -> int:
 def fork_when_asked(requests: socket.socket, flags: Mapping[str, object]) -> forkserver.Task | None:
     """Be the fork server. Returns in each fork, with what it is for; None when no more are wanted."""
     forkserver.name_process("adcore forks")
-    # Asked to end, as each process of a unit is, it does so with the last of those who may ask.
+    # A TERM to all processes of the unit does not end it: it exits after the last that needs it.
     signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
+    # Two descriptors for each process.
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     for module in IMPORTED_ONCE:
         importlib.import_module(module)
     from adcore.sources import open_store
@@ -94,8 +101,10 @@ def fork_when_asked(requests: socket.socket, flags: Mapping[str, object]) -> for
     return forkserver.serve(requests)
 
 
-def run_helper(module: str, fds: list[int]) -> int:
-    """Be the process that `python -m MODULE` would be, with these two as its standard input and output."""
+def run_helper(module: str, fds: list[int], memory_bytes: int) -> int:
+    """Be what `python -m MODULE` would be, with the first two descriptors as standard input and output."""
+    if memory_bytes:
+        limit_memory(os.getpid(), memory_bytes)
     for standard, fd in enumerate(fds[:2]):
         os.dup2(fd, standard)
         os.close(fd)

@@ -10,7 +10,7 @@ import random
 import time
 from collections.abc import Callable
 
-# After this many seconds, in the first second without an answer.
+# After this many seconds, in the first turn without an answer.
 IDLE_S = 60.0
 # After so many in any case, or up to half as many: workers that were started together shall not stop together.
 BUSY_S = 3600.0
@@ -40,7 +40,7 @@ class Collector:
         self._collected = self._clock()
 
     def turn(self, answers: int) -> None:
-        """Once a second: collect if it is time to. `answers` is how many there were since the start."""
+        """Collect if it is time to. `answers` is how many there were since the start."""
         idle, self._answers = answers == self._answers, answers
         if self._clock() - self._collected >= (IDLE_S if idle else self._busy_s):
             gc.collect()

@@ -2,17 +2,20 @@
 
 Half of a worker's memory, and nearly all of the time that its start takes, are modules and compiled expressions, the
 same in each. The fork server imports them once; a fork shares its pages until it writes to them, and is there within
-milliseconds. It has one thread and no event loop, so that nothing of it is missing or held in a fork.
+milliseconds. It has one thread and no event loop: a fork has only the thread that forks, and no lock of another one
+stays held in it.
 
-Whoever holds the other end of its socket (SOCK_SEQPACKET) may ask: the parent for workers, workers for their helpers.
-It ends when the last of them has closed it, and the last of its processes has ended. A request is a JSON object, with
-descriptors. Of these the first is a `line`, on which the fork server answers; the others are the new process's own.
+Requests come from the parent (for workers) and from workers (for their helpers) over one shared SOCK_SEQPACKET pair.
+The fork server exits once all ends of that are closed and all its processes are reaped. A request is a JSON object,
+with descriptors. Of these the first is a `line`, for the answers; the others are the new process's own.
 
     line ◄── pid, with a pidfd          the process is there
+    line ──► GO                         it may begin; it exits if the line is closed instead
     line ◄── error                      there is none
     line ◄── status                     it has ended, with this status (negative: by that signal)
 
-A line that ends without a status is that of a fork server that was killed; the pidfd still says when the process ends.
+So a request whose asker has given up starts nothing, however late it is read. A line that ends without a status is that
+of a fork server that was killed; the pidfd still says when the process ends.
 """
 
 from __future__ import annotations
@@ -35,7 +38,8 @@ from adcore.errors import StartError
 VARIABLE = "_ADCORE_FORK_SERVER"
 REQUEST_BYTES_MAX = 64 << 10
 DESCRIPTORS_MAX = 16
-# The answers take milliseconds; it is not waited for any longer than this.
+GO = b"g"
+# Timeouts for the answer to a request and for a status, which normally take milliseconds.
 START_S = 10.0
 STATUS_S = 5.0
 # The kernel's own bound for the name of a process, as `ps -o comm` and `top` show it (proc(5)).
@@ -47,7 +51,7 @@ class ForkError(StartError):
 
 
 class Task(NamedTuple):
-    """What a fork is for."""
+    """The request that a fork was made for, and the descriptors that came with it."""
 
     request: dict[str, Any]
     fds: list[int]
@@ -73,12 +77,15 @@ class Forked:
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
 
-    def wait(self) -> int | None:
-        """Wait for its end. How it was, as in Popen.returncode; None if only a fork server knew that is gone too."""
+    def wait(self, status_s: float = STATUS_S) -> int | None:
+        """Block until it has ended; the status, as Popen.returncode has it.
+
+        None if the fork server was killed, or has not reported it within `status_s` after the end.
+        """
         is_readable(self.pidfd)
         status = None
         with suppress(OSError, ValueError):
-            self.line.settimeout(STATUS_S)
+            self.line.settimeout(status_s)
             status = int(json.loads(self.line.recv(REQUEST_BYTES_MAX))["status"])
         with self._lock:
             self._is_gone = True
@@ -118,19 +125,20 @@ class ForkClient:
 
 def read_answer(line: socket.socket) -> Forked:
     """The process, once the line is readable. Raises ForkError, with the line closed."""
-    answer: dict[str, Any] = {"error": "it has ended"}
+    error = "it has ended"
     with suppress(OSError):
         data, fds, _, _ = socket.recv_fds(line, REQUEST_BYTES_MAX, 1, socket.MSG_CMSG_CLOEXEC)
-        if data:
-            answer = json.loads(data)
+        answer: dict[str, Any] = json.loads(data) if data else {"error": error}
         if fds:
+            line.send(GO)
             return Forked(line, answer["pid"], fds[0])
+        error = answer.get("error", "the process's descriptor did not arrive (is the limit on open files reached?)")
     line.close()
-    raise ForkError(f"the fork server has started nothing: {answer['error']}")
+    raise ForkError(f"the fork server has started nothing: {error}")
 
 
 def is_readable(fd: int, within_s: float | None = None) -> bool:
-    """Wait until it is."""
+    """Wait until it is readable; False after `within_s`."""
     poll = select.poll()
     poll.register(fd, select.POLLIN)
     return bool(poll.poll(None if within_s is None else within_s * 1000))
@@ -146,14 +154,14 @@ def take(environ: MutableMapping[str, str] = os.environ) -> socket.socket | None
         sock.set_inheritable(False)
         if sock.family == socket.AF_UNIX and sock.type == socket.SOCK_SEQPACKET:
             return sock
-    except (ValueError, OSError):
+    except (ValueError, OverflowError, OSError):
         pass
     raise StartError(f"{VARIABLE} is for processes that adcore starts itself: unset it")
 
 
 def serve(requests: socket.socket) -> Task | None:
     """Fork for each request. Returns in each fork, with what it is for, and None in the fork server at its end."""
-    # What is here stays. No collection of any fork looks at it: that would write to its pages.
+    # A collection in a fork would write to these shared pages.
     gc.collect()
     gc.freeze()
     return ForkServer(requests).run()
@@ -175,13 +183,18 @@ class ForkServer:
                 if fd in self._living:
                     self._see_off(fd)
                     continue
-                data, fds, _, _ = socket.recv_fds(
-                    self._requests, REQUEST_BYTES_MAX, DESCRIPTORS_MAX, socket.MSG_CMSG_CLOEXEC
-                )
+                try:
+                    data, fds, _, _ = socket.recv_fds(
+                        self._requests, REQUEST_BYTES_MAX, DESCRIPTORS_MAX, socket.MSG_CMSG_CLOEXEC
+                    )
+                except OSError:  # without a free descriptor the request is lost, and its line with it
+                    continue
                 if not data:
                     self._poll.unregister(self._requests)
                     self._requests.close()
                     break
+                if not fds:
+                    continue
                 line, *own = fds
                 if self._fork(socket.socket(fileno=line)):
                     return Task(json.loads(data), own)
@@ -194,33 +207,51 @@ class ForkServer:
         try:
             pid = os.fork()
         except OSError as error:
-            with line:
-                _say(line, {"error": error.strerror})
-            return False
+            return self._refuse(line, error)
         if pid == 0:
             self._leave()
-            line.close()
+            wait_for_go(line)
             return True
-        pidfd = os.pidfd_open(pid)
+        try:
+            pidfd = os.pidfd_open(pid)
+        except OSError as error:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            return self._refuse(line, error)
         self._living[pidfd] = pid, line
         self._poll.register(pidfd, select.POLLIN)
         _say(line, {"pid": pid}, pidfd)
         return False
 
+    def _refuse(self, line: socket.socket, error: OSError) -> bool:
+        with line:
+            _say(line, {"error": error.strerror})
+        return False
+
     def _leave(self) -> None:
-        """In a fork: nothing of the others' stays open in it."""
+        """In the fork: close what belongs to the fork server and to other processes."""
         self._requests.close()
         for pidfd, (_, line) in self._living.items():
             os.close(pidfd)
             line.close()
 
     def _see_off(self, pidfd: int) -> None:
+        """Reap the process and report its status."""
         pid, line = self._living.pop(pidfd)
         self._poll.unregister(pidfd)
         os.close(pidfd)
         _, status = os.waitpid(pid, 0)
         with line:
             _say(line, {"status": os.waitstatus_to_exitcode(status)})
+
+
+def wait_for_go(line: socket.socket) -> None:
+    """In the fork. Exits if whoever asked for it has given up."""
+    go = b""
+    with suppress(OSError), line:
+        go = line.recv(len(GO))
+    if go != GO:
+        os._exit(0)
 
 
 def _say(line: socket.socket, answer: dict[str, object], *fds: int) -> None:

@@ -23,7 +23,7 @@ from pathlib import Path
 from adcore.errors import StartError
 from adcore.forkserver import ForkClient, Task
 
-# With which parents of earlier versions start their workers, each as a new interpreter. Not ADCORE_*: it is no setting.
+# Set by parents of earlier versions, which start each worker as a new interpreter. Not ADCORE_*: no setting.
 VARIABLE = "_ADCORE_SEAT"
 # What the fork server is asked to run for it.
 WORKER = "worker"
@@ -58,10 +58,10 @@ class Seat:
             return None
         try:
             seat = cls(**json.loads(text))
-        except (ValueError, TypeError) as error:
+            for fd in (seat.listener_fd, seat.parent_fd, seat.loads_fd):
+                os.set_inheritable(fd, False)
+        except (ValueError, TypeError, OverflowError, OSError) as error:
             raise StartError(f"{VARIABLE} is for workers that adcore starts itself: unset it") from error
-        for fd in (seat.listener_fd, seat.parent_fd, seat.loads_fd):
-            os.set_inheritable(fd, False)
         return seat
 
     @classmethod

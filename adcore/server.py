@@ -88,8 +88,10 @@ from adcore.version import revision
 
 log = logging.getLogger("adcore")
 
-# How often campaigns that wait for their line (pacing) or for midnight (daily caps) are looked at again.
+# How often campaigns that wait for their line (pacing) or for midnight (daily caps) are looked at again; and while no
+# request comes.
 TURN_INTERVAL_S = 1.0
+IDLE_INTERVAL_S = 2.0
 # How soon workers even out, at 5 µs a look.
 SHARE_INTERVAL_S = 0.2
 # File descriptors reserved for everything but visitors' connections: 30 at work, of which the log, the spool, the
@@ -581,8 +583,10 @@ class Server:
         self.refresher.request()
 
     async def _turn(self) -> None:
+        answers = 0
         while True:
-            await asyncio.sleep(until_tick(TURN_INTERVAL_S))
+            before, answers = answers, self._count_answers()
+            await asyncio.sleep(until_tick(IDLE_INTERVAL_S) if answers == before else TURN_INTERVAL_S)
             errorlog.flush()
             self.collector.turn(self._count_answers())
             await in_slices(self.state.counters.turn_in_steps(time.time))
@@ -593,7 +597,7 @@ class Server:
     async def _share(self, acceptor: Acceptor) -> None:
         """Leave to other workers what this one has too much of."""
         while not self.stopping.is_set():
-            await asyncio.sleep(SHARE_INTERVAL_S if self.http.connections else until_tick(TURN_INTERVAL_S))
+            await asyncio.sleep(SHARE_INTERVAL_S if self.http.connections else until_tick(IDLE_INTERVAL_S))
             give_up(self.http, acceptor.excess())
 
 

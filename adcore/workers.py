@@ -37,7 +37,7 @@ from adcore.config import Config
 from adcore.control.server import ControlServer
 from adcore.control.workers import WorkersControl, WorkerView
 from adcore.errors import StartError
-from adcore.forkserver import STATUS_S, ForkClient, Forked, ForkError, read_answer
+from adcore.forkserver import START_S, STATUS_S, ForkClient, Forked, ForkError, read_answer
 from adcore.listen import (
     CONTROL_BACKLOG,
     Listener,
@@ -63,12 +63,14 @@ RESTART_PAUSE_MAX_S = 30.0
 STABLE_S = 1.0
 # A table of 100,000 creatives takes seconds; a successor that needs longer than this has a problem.
 READY_MAX_S = 120.0
+# The fork server imports all before its first answer.
+IMPORTS_MAX_S = 60.0
 # A worker's own drain may take the graceful timeout for connections and again for the log; then it is stuck.
 STUCK_S = 5.0
 # What a hurry leaves them to write the log.
 HURRY_S = 3.0
-# A worker has handlers for these until it has finished, so they can end it only while its interpreter goes away. How
-# one ended whose fork server was killed is not known; that it was stands in the log.
+# A worker has handlers for these until it has finished, so they can end it only while its interpreter goes away. None:
+# its fork server was killed (which is logged), or hangs.
 ENDED_WELL = (0, -signal.SIGINT, -signal.SIGTERM, None)
 # Linux's own bound (proc(5), pid_max).
 PID_MAX = 1 << 22
@@ -176,6 +178,23 @@ class Worker:
         return f"worker {self.number}, pid {self.pid},"
 
 
+class ForkServerProcess:
+    """A fork server, and the way to it."""
+
+    def __init__(self, client: ForkClient, process: Process) -> None:
+        self.client = client
+        self.has_answered = False
+        """Whether it has imported what it forks."""
+        self._process = process
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+
+    def close(self) -> None:
+        self.client.close()
+
+
 class Parent:
     """Keeps the workers. `current` has the one of each number that shall serve, also while it starts or is dead."""
 
@@ -193,7 +212,7 @@ class Parent:
         self._places = {number: asyncio.Lock() for number in self.numbers}
         """Held while it is decided who is the current one."""
         self._loads = Loads.create(2 * config.workers)
-        self._forks: ForkClient | None = None
+        self._forks: ForkServerProcess | None = None
         """The fork server that starts the next worker."""
         self._forking = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -233,10 +252,7 @@ class Parent:
         """One, and when that is ready the others: what keeps one from starting keeps all. Raises StartError."""
         first, *others = self.numbers
         for group in ([first], others):
-            started = [await self._start(number) for number in group]
-            for worker in started:
-                self.current[worker.number] = worker
-            await self._until_stopping(self._all_ready(started))
+            await self._until_stopping(self._start_all(group))
         if not self._stopping.is_set():
             self._has_started = True
             # What is here now stays. Python puts a full collection off until a quarter more has survived than the last
@@ -247,8 +263,11 @@ class Parent:
             log.info("serving on %s with %d workers, pid %d", self._listener.describe, len(self.numbers), os.getpid())
             self._notifier.ready(self._summary())
 
-    async def _all_ready(self, started: list[Worker]) -> None:
-        for worker in started:
+    async def _start_all(self, numbers: list[int]) -> None:
+        """Start these, and wait until all are ready. Raises StartError."""
+        for number in numbers:
+            self.current[number] = await self._start(number)
+        for worker in [self.current[number] for number in numbers]:
             ready = asyncio.ensure_future(worker.ready.wait())
             # However long: it answers 503 until a source gives it a table.
             await asyncio.wait([ready, worker.gone], return_when=asyncio.FIRST_COMPLETED)
@@ -268,8 +287,13 @@ class Parent:
         }
         mine, its = socket.socketpair()
         mine.setblocking(False)
-        with its:
+        try:
             process = await self._fork(seat, (self._listener.sock.fileno(), its.fileno(), self._loads.fd))
+        except BaseException:
+            mine.close()
+            raise
+        finally:
+            its.close()
         worker = Worker(number, slot, process, mine)
         self.workers.append(worker)
         self._spawn(self._see_off(worker))
@@ -283,20 +307,26 @@ class Parent:
             for _ in range(2):
                 forks = self._forks = self._forks or await self._start_fork_server()
                 with contextlib.suppress(ForkError):
-                    line = forks.ask({"run": WORKER, "seat": seat}, (*fds, forks.sock.fileno()))
+                    line = forks.client.ask({"run": WORKER, "seat": seat}, (*fds, forks.client.sock.fileno()))
                     break
                 forks.close()
                 self._forks = None
             else:
                 raise ForkError("the fork server has ended as soon as it was started")
+        timeout_s = START_S if forks.has_answered else IMPORTS_MAX_S
         try:
-            await asyncio.wait_for(readable(line.fileno()), READY_MAX_S)
-        except TimeoutError:
+            await asyncio.wait_for(readable(line.fileno()), timeout_s)
+            process = read_answer(line)
+        except BaseException as error:
             line.close()
-            raise ForkError(f"the fork server has not answered within {READY_MAX_S:.0f} s") from None
-        return read_answer(line)
+            if isinstance(error, TimeoutError):
+                forks.kill()  # so that the next start has another one
+                raise ForkError(f"the fork server has not answered within {timeout_s:.0f} s") from None
+            raise
+        forks.has_answered = True
+        return process
 
-    async def _start_fork_server(self) -> ForkClient:
+    async def _start_fork_server(self) -> ForkServerProcess:
         mine, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         environment = {name: value for name, value in os.environ.items() if name not in _PARENTS_OWN}
         with its, signals_held_back():
@@ -308,10 +338,10 @@ class Parent:
                 pass_fds=(its.fileno(),),
             )
         self._spawn(self._see_off_fork_server(process))
-        return ForkClient(mine)
+        return ForkServerProcess(ForkClient(mine), process)
 
     async def _see_off_fork_server(self, process: Process) -> None:
-        """Wait for its end: with the last worker that may ask it for helpers."""
+        """Reap it. It ends after the last worker that uses it; anything else is logged."""
         status = await process.wait()
         if status:
             log.error("the fork server, pid %d, %s", process.pid, describe_end(status))
@@ -327,7 +357,8 @@ class Parent:
             (log.info if status in ENDED_WELL else log.error)("%s %s", worker, describe_end(status))
             return
         # One that somebody told to end can live.
-        served_s = math.inf if worker.ready.is_set() and status in ENDED_WELL else worker.served_s
+        can_live = worker.ready.is_set() and status is not None and status in ENDED_WELL
+        served_s = math.inf if can_live else worker.served_s
         log.error("%s %s after %.1f s", worker, describe_end(status), time.monotonic() - worker.started_monotonic)
         if not worker.ready.is_set() and not self._has_started:
             return  # _first_start says what that means
@@ -335,15 +366,25 @@ class Parent:
         if self.current.get(worker.number) is worker:
             log.info("worker %d is started again in %.1f s", worker.number, pause_s)
             await self._until_stopping(asyncio.sleep(pause_s))
+        while not await self._succeed(worker):
+            pause_s = self._backoffs[worker.number].after(0.0)
+            log.info("worker %d: it is tried again in %.1f s", worker.number, pause_s)
+            await self._until_stopping(asyncio.sleep(pause_s))
+
+    async def _succeed(self, worker: Worker) -> bool:
+        """Start another one in the place of one that is gone, if it is its place still; False if that can't be."""
         async with self._places[worker.number]:
-            while self.current.get(worker.number) is worker and not self._stopping.is_set():
+            if self.current.get(worker.number) is worker and not self._stopping.is_set():
                 try:
-                    self.current[worker.number] = await self._start(worker.number)
-                    self.restarts += 1
+                    await self._until_stopping(self._start_again(worker.number))
                 except ForkError as error:
-                    pause_s = self._backoffs[worker.number].after(0.0)
-                    log.error("worker %d: %s; it is tried again in %.1f s", worker.number, error, pause_s)
-                    await self._until_stopping(asyncio.sleep(pause_s))
+                    log.error("worker %d: %s", worker.number, error)
+                    return False
+        return True
+
+    async def _start_again(self, number: int) -> None:
+        self.current[number] = await self._start(number)
+        self.restarts += 1
 
     # Rolling over
 
@@ -413,6 +454,8 @@ class Parent:
             self._forks.close()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=HURRY_S)
+        if self._forks is not None:
+            self._forks.kill()
         return all(worker.gone.result() in ENDED_WELL for worker in ending)
 
     @property
@@ -487,11 +530,11 @@ class Parent:
 
 
 async def ended(process: Forked) -> int | None:
-    """As Forked.wait, which blocks."""
+    """Forked.wait without blocking the loop."""
     await readable(process.pidfd)
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(readable(process.line.fileno()), STATUS_S)
-    return process.wait()
+    return process.wait(status_s=0.0)
 
 
 async def readable(fd: int) -> None:
@@ -529,7 +572,7 @@ def open_control_listener(config: Config) -> Listener | None:
 
 def describe_end(status: int | None) -> str:
     if status is None:
-        return "has ended, and so has the fork server, which knew how"
+        return "has ended (the fork server, which knows how, does not say)"
     if status < 0:
         with contextlib.suppress(ValueError):
             return f"was killed by {signal.Signals(-status).name}"

@@ -18,7 +18,7 @@ import pytest
 from adcore.errors import StartError
 from adcore.forkserver import ForkClient, ForkError, read_answer, take
 from tests.chaos.restarts import pids
-from tests.process import PATIENCE_S, ROOT, Adcore, descendant, descendants, environment, serving, wait_for
+from tests.process import PATIENCE_S, ROOT, Adcore, ask, descendant, descendants, environment, serving, wait_for
 
 ASKED = """
 import json, os, signal, sys
@@ -129,6 +129,40 @@ def test_it_waits_for_its_last_process_and_tells_how_that_ended() -> None:
         os.close(waits)
 
 
+def test_a_request_whose_asker_has_given_up_starts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("adcore.forkserver.START_S", 0.2)
+    with fork_server() as (forks, server):
+        assert forks.start({"run": "end"}, []).wait() == 0
+        server.send_signal(signal.SIGSTOP)
+        read, write = os.pipe()
+        with pytest.raises(ForkError, match="has not answered within"):
+            forks.start({"run": "list"}, [write])
+        os.close(write)
+        server.send_signal(signal.SIGCONT)
+        with os.fdopen(read) as pipe:
+            assert pipe.read() == ""
+        assert forks.start({"run": "end"}, []).wait() == 0
+
+
+def test_a_status_is_waited_for_no_longer_than_that() -> None:
+    with fork_server() as (forks, server):
+        waits, end = os.pipe()
+        process = forks.start({"run": "wait"}, [waits])
+        server.send_signal(signal.SIGSTOP)
+        os.close(end)
+        os.close(waits)
+        assert process.wait(status_s=0.0) is None
+        server.send_signal(signal.SIGCONT)
+
+
+def test_an_answer_whose_descriptor_is_lost_is_an_error() -> None:
+    mine, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with its:
+        its.send(b'{"pid": 5}')
+        with pytest.raises(ForkError, match="the process's descriptor did not arrive"):
+            read_answer(mine)
+
+
 def test_a_signal_reaches_the_process() -> None:
     with fork_server() as (forks, _):
         waits, end = os.pipe()
@@ -164,7 +198,7 @@ def test_a_fork_server_that_ends_before_it_answers_is_an_error() -> None:
         read_answer(forks.ask({"run": "end"}, []))
 
 
-@pytest.mark.parametrize("text", ["", "me", "-1", "1", "77777"])
+@pytest.mark.parametrize("text", ["", "me", "-1", "1", "77777", "9" * 20])
 def test_the_variable_of_a_fork_server_is_refused_from_anybody_else(text: str) -> None:
     with pytest.raises(StartError, match="_ADCORE_FORK_SERVER is for processes that adcore starts itself: unset it"):
         take({"_ADCORE_FORK_SERVER": text})
@@ -225,6 +259,73 @@ def test_a_worker_that_ends_after_its_fork_server_is_replaced(tmp_path: Path) ->
         os.kill(before[2], signal.SIGKILL)
         wait_for_successor(server, 2, before[2])
         assert f"worker 2, pid {before[2]}, " in server.errors
+        assert server.stop() == 0
+
+
+def test_a_fork_server_that_hangs_is_replaced_and_holds_up_no_answer_of_the_parent(tmp_path: Path) -> None:
+    with working(tmp_path) as server:
+        before, forks = pids(server), fork_server_of(server)
+        forks.suspend()
+        os.kill(before[1], signal.SIGKILL)
+        wait_for(lambda: "worker 1: the fork server has not answered within 10 s" in server.errors)
+        assert ask(server.control, "/status").status == 200
+        wait_for_successor(server, 1, before[1])
+        assert fork_server_of(server).pid != forks.pid
+        assert server.stop() == 0
+
+
+def test_helpers_are_asked_for_once_more_when_their_fork_server_hangs(tmp_path: Path) -> None:
+    """They have pipes of their own then, so nothing is left of the first request when the fork server goes on."""
+    with working(tmp_path) as server:
+        wait_for(lambda: len(descendants("adcore counts", server)) == 2)
+        forks = fork_server_of(server)
+        forks.suspend()
+        for helper in descendants("adcore counts", server):
+            helper.kill()
+        for _ in range(8):
+            assert server.ask("/v1/decision?placement=top").status == 200
+        wait_for(lambda: "the counts process is a new interpreter from now on" in server.errors)
+        forks.resume()
+        exchanges = [one["counts"]["sharing"]["exchanges"] for one in server.status()["workers"]]
+        wait_for(
+            lambda: all(
+                one["counts"]["sharing"]["exchanges"] > number
+                for one, number in zip(server.status()["workers"], exchanges, strict=True)
+            )
+        )
+        assert server.stop() == 0
+
+
+def test_a_stop_does_not_wait_for_a_fork_server_that_is_not_there_yet(tmp_path: Path) -> None:
+    code = tmp_path / "code"
+    shutil.copytree(ROOT / "adcore", code / "adcore", ignore=shutil.ignore_patterns("__pycache__"))
+    slow = code / "adcore/server.py"
+    slow.write_text("import time\ntime.sleep(300)\n" + slow.read_text().replace("from __future__", "# "))
+    path = os.pathsep.join([str(code), environment().get("PYTHONPATH", "")])
+    server = Adcore(tmp_path / "state", "--workers", "2", PYTHONPATH=path)
+    wait_for(lambda: descendant("adcore forks", server) is not None)
+    forks = fork_server_of(server)
+    server.signal(signal.SIGTERM)
+    assert server.process.wait(PATIENCE_S) == 0
+    wait_for(lambda: not forks.is_running())
+
+
+IGNORING = """
+import os, signal, sys
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+def test_it_does_not_matter_whether_sigchld_was_ignored(tmp_path: Path) -> None:
+    launcher = (sys.executable, "-c", IGNORING)
+    with serving(tmp_path, "--workers", "2", "--unix", f"{tmp_path}/ad.sock", launcher=launcher) as server:
+        wait_for(lambda: len(pids(server)) == 2, lambda: server.errors)
+        before = pids(server)
+        os.kill(before[1], signal.SIGKILL)
+        wait_for_successor(server, 1, before[1])
+        assert f"worker 1, pid {before[1]}, was killed by SIGKILL" in server.errors
+        assert "the fork server" not in server.errors
         assert server.stop() == 0
 
 

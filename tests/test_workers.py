@@ -218,8 +218,12 @@ def test_a_path_too_long_for_the_workers_sockets_is_named(tmp_path: Path) -> Non
     assert "choose a shorter --state-dir" in server.errors
 
 
-def test_the_variable_of_a_seat_is_refused_from_anybody_else(tmp_path: Path) -> None:
-    server = Adcore(tmp_path, _ADCORE_SEAT="1")
+CLOSED = '{"number": 1, "slot": 0, "slots": 2, "alone": true, "listener_fd": 900, "parent_fd": 901, "loads_fd": 902}'
+
+
+@pytest.mark.parametrize("text", ["1", CLOSED, CLOSED.replace("900", "9" * 20)])
+def test_the_variable_of_a_seat_is_refused_from_anybody_else(tmp_path: Path, text: str) -> None:
+    server = Adcore(tmp_path, _ADCORE_SEAT=text)
     assert server.process.wait(PATIENCE_S) == 3
     assert "_ADCORE_SEAT is for workers that adcore starts itself" in server.errors
 

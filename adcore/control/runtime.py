@@ -22,7 +22,7 @@ from adcore.ticks import until_tick
 # How often the loop is asked to be on time. A look takes 1.2 µs, and on a core that sleeps 50 µs to wake it: so a loop
 # that has answered nothing since the last look is asked less often.
 LAG_INTERVAL_S = 0.05
-LAG_IDLE_INTERVAL_S = 1.0
+LAG_IDLE_INTERVAL_S = 2.0
 # A loop that hung for longer than this many looks was measured enough.
 LAG_MISSED_MAX = 1200
 # As many as Go's runtime keeps.

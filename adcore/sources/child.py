@@ -16,15 +16,17 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from typing import IO
+from typing import IO, TypeVar
 
 from adcore.errors import AdcoreError
 from adcore.forkserver import ForkClient, Forked, ForkError, name_process
 from adcore.memory import limit_memory
 
 log = logging.getLogger("adcore.sources")
+
+P = TypeVar("P")
 
 # A driver's own timeouts end a call long before; this is for a process that was stopped or makes no progress.
 ANSWER_S = 300.0
@@ -122,20 +124,12 @@ class Child:
     def _start(self) -> None:
         if self._closed:
             raise ChildError(f"the {self._name} is closed")
-        its_input, self._to_fd = os.pipe()
-        self._from_fd, its_output = os.pipe()
         try:
-            process = self._process = self._launch(its_input, its_output)
+            process = self._process = self._fork() or self._launch(self._start_interpreter)
         except OSError as error:
-            self._close_pipes()
             raise ChildError(
                 f"the {self._name} process cannot be started: {error.strerror}; it is tried again when it is asked"
             ) from error
-        finally:
-            os.close(its_input)
-            os.close(its_output)
-        if self._memory_bytes:
-            limit_memory(process.pid, self._memory_bytes)
         if self._closed:
             process.kill()
         # A write takes what there is room for, so that one to a process that does not read waits no longer than it may.
@@ -146,16 +140,42 @@ class Child:
         except OSError as error:
             raise self._ended() from error
 
-    def _launch(self, its_input: int, its_output: int) -> "subprocess.Popen[bytes] | Forked":
-        """Every other descriptor is closed in it, so it keeps no listening socket open. Raises OSError."""
-        if self._forks is not None:
-            try:
-                return self._forks.start({"run": self._module}, [its_input, its_output, *self._pass_fds])
-            except ForkError as error:
-                log.warning("%s; the %s process is a new interpreter", error, self._name)
-        return subprocess.Popen(
-            [sys.executable, "-m", self._module], stdin=its_input, stdout=its_output, pass_fds=self._pass_fds
-        )
+    def _fork(self) -> Forked | None:
+        """The process, from the fork server; None without one. Raises OSError."""
+        if self._forks is None:
+            return None
+        try:
+            return self._launch(self._ask_fork_server)
+        except ForkError as error:
+            log.warning("%s; the %s process is a new interpreter from now on", error, self._name)
+            self._forks = None
+            return None
+
+    def _launch(self, start: Callable[[int, int], P]) -> P:
+        """Start it with pipes of its own as its standard input and output. Raises OSError, ForkError."""
+        its_input, self._to_fd = os.pipe()
+        self._from_fd, its_output = os.pipe()
+        try:
+            return start(its_input, its_output)
+        except BaseException:
+            self._close_pipes()
+            raise
+        finally:
+            os.close(its_input)
+            os.close(its_output)
+
+    def _ask_fork_server(self, its_input: int, its_output: int) -> Forked:
+        assert self._forks is not None
+        request = {"run": self._module, "memory_bytes": self._memory_bytes}
+        return self._forks.start(request, [its_input, its_output, *self._pass_fds])
+
+    def _start_interpreter(self, its_input: int, its_output: int) -> "subprocess.Popen[bytes]":
+        """Every other descriptor is closed in it, so it keeps no listening socket open."""
+        command = [sys.executable, "-m", self._module]
+        process = subprocess.Popen(command, stdin=its_input, stdout=its_output, pass_fds=self._pass_fds)
+        if self._memory_bytes:
+            limit_memory(process.pid, self._memory_bytes)
+        return process
 
     def _ended(self) -> ChildError:
         status = self._end()

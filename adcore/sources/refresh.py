@@ -33,8 +33,8 @@ log = logging.getLogger("adcore.sources")
 JITTER = 0.2
 # While others rely on what a process finds: its interval, how often they read it, and how old it may be, in intervals.
 # The first two together are less than one, so a change is served within an interval by every process.
-LEADING = 0.75
-FOLLOWING = 0.2
+LEADING = 0.55
+FOLLOWING = 0.4
 NOTE_AGE_MAX = 1.5
 # A request waits no longer than one slice, and the loop is mostly free between two.
 SLICE_S = 0.0003
