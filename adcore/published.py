@@ -84,7 +84,7 @@ class Published:
             self._scope = f"{self._prefix}count2:{store}:"
             self.known, self._there = {}, {}
         if day != self._day or seals.fingerprints != self._seals.fingerprints:
-            # What one of the keys of before has signed may be nobody's word now.
+            # Buckets that were verified with a former key must be verified again.
             self._day, self._there = day, {}
         self._seals = seals
 

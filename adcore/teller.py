@@ -92,7 +92,8 @@ class Teller:
         self.exchanges = 0
         self.errors = 0
         self._told: object = None
-        """What `work` gave before all that was counted by then was told; to look for more takes 5 ms."""
+        """`work()` as of the last successful exchange: while it is the same, nothing new has been counted, and the
+        search for it (5 ms) is left out."""
         self._has_failed = False
         """Whether the last exchange did not do all that it should: what it leaves is due at the next turn."""
         self.last_wall: float | None = None

@@ -268,7 +268,7 @@ class Reader:
 
 
 def offer_all(rows: Rows, origin: str) -> tuple[Offer, list[bytes]]:
-    """All of a table, in the form of an offer: rows take several times the memory that their encoded campaigns do."""
+    """All of a table as an offer, so that the decoded rows, several times as large, go before the table is built."""
     return _compare(rows.revision, origin, *check_document(rows.document), b"")
 
 
