@@ -39,7 +39,7 @@ from tests.inprocess import NOW, Process
 from tests.inventories import campaign, document, text_creative
 from tests.records import click, view
 
-CORPUS = Path(__file__).parents[3] / "shared" / "corpora" / "http_requests.jsonl"
+CORPUS = Path(__file__).parents[1] / "data" / "http_requests.jsonl"
 SAMPLE = Path(__file__).parents[2] / "adcore" / "sample_inventory.json"
 KEYRING = KeyRing({"k1": b"k" * 32, "old": b"o" * 32})
 DAY_S = 86_400.0
@@ -81,7 +81,6 @@ def requests() -> list[bytes]:
         b"GET /v1/click?t=k1ecisio~6b49d200.~00000000000000000000000000000000~side~a9181832f533 HTTP/1.1\r\nHost: a\r\n"
         b"Cookie: adcore_fc_x=y; a=b\r\n\r\n"
     )
-    assert CORPUS.exists(), f"{CORPUS} is missing: the corpora lie beside the checkout"
     rows = [json.loads(line) for line in CORPUS.read_text().splitlines()]
     return ours + [base64.b64decode(row["raw_b64"]) for row in rows]
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from adcore.http1.plain import KNOWN_MAX, NEWCOMERS, PlainReader
 from adcore.http1.request import Limits, Request, RequestParser
 
-CORPUS = Path(__file__).parents[3] / "shared/corpora/http_requests.jsonl"
+CORPUS = Path(__file__).parents[1] / "data" / "http_requests.jsonl"
 ORDINARY = (
     b"GET /v1/decision?placement=top&kv.a=b HTTP/1.1\r\nHost: ads.example.net\r\nUser-Agent: Mozilla/5.0 (X11)\r\n"
     b"Accept: */*\r\nAccept-Language: ja,en;q=0.5\r\nConnection: keep-alive\r\n"
