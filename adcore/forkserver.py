@@ -58,7 +58,7 @@ class Task(NamedTuple):
 
 
 class Forked:
-    """A process that the fork server has started, seen from whoever asked for it."""
+    """A process that the fork server has started, as its requester sees it."""
 
     def __init__(self, line: socket.socket, pid: int, pidfd: int) -> None:
         self.pid = pid
@@ -86,7 +86,11 @@ class Forked:
         status = None
         with suppress(OSError, ValueError):
             self.line.settimeout(status_s)
-            status = int(json.loads(self.line.recv(REQUEST_BYTES_MAX))["status"])
+            try:
+                answer = self.line.recv(REQUEST_BYTES_MAX)
+            except ConnectionResetError:  # killed before it took GO: the status is behind that error
+                answer = self.line.recv(REQUEST_BYTES_MAX)
+            status = int(json.loads(answer)["status"])
         with self._lock:
             self._is_gone = True
             self.line.close()
@@ -126,6 +130,7 @@ class ForkClient:
 def read_answer(line: socket.socket) -> Forked:
     """The process, once the line is readable. Raises ForkError, with the line closed."""
     error = "it has ended"
+    fds: list[int] = []
     with suppress(OSError):
         data, fds, _, _ = socket.recv_fds(line, REQUEST_BYTES_MAX, 1, socket.MSG_CMSG_CLOEXEC)
         answer: dict[str, Any] = json.loads(data) if data else {"error": error}
@@ -134,6 +139,8 @@ def read_answer(line: socket.socket) -> Forked:
             return Forked(line, answer["pid"], fds[0])
         error = answer.get("error", "the process's descriptor did not arrive (is the limit on open files reached?)")
     line.close()
+    for fd in fds:
+        os.close(fd)
     raise ForkError(f"the fork server has started nothing: {error}")
 
 
@@ -246,7 +253,7 @@ class ForkServer:
 
 
 def wait_for_go(line: socket.socket) -> None:
-    """In the fork. Exits if whoever asked for it has given up."""
+    """In the fork: exit if the requester has given up."""
     go = b""
     with suppress(OSError), line:
         go = line.recv(len(GO))
@@ -255,7 +262,7 @@ def wait_for_go(line: socket.socket) -> None:
 
 
 def _say(line: socket.socket, answer: dict[str, object], *fds: int) -> None:
-    with suppress(OSError):  # whoever asked is gone
+    with suppress(OSError):  # the requester is gone
         socket.send_fds(line, [json.dumps(answer).encode()], fds, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 
 

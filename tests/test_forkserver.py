@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from adcore.errors import StartError
-from adcore.forkserver import ForkClient, ForkError, read_answer, take
+from adcore.forkserver import GO, ForkClient, Forked, ForkError, read_answer, take
 from tests.chaos.restarts import pids
 from tests.process import PATIENCE_S, ROOT, Adcore, ask, descendant, descendants, environment, serving, wait_for
 
@@ -78,6 +78,13 @@ def wait_for_successor(server: Adcore, number: int, pid: int) -> None:
         return len(now) == 2 and now[number] != pid
 
     wait_for(is_there, lambda: server.errors)
+
+
+def copied_code(folder: Path) -> tuple[Path, str]:
+    """A copy of adcore that a test may change, and the PYTHONPATH for it."""
+    code = folder / "code"
+    shutil.copytree(ROOT / "adcore", code / "adcore", ignore=shutil.ignore_patterns("__pycache__"))
+    return code, os.pathsep.join([str(code), environment()["PYTHONPATH"]])
 
 
 def fork_server_of(server: Adcore) -> psutil.Process:
@@ -161,6 +168,28 @@ def test_an_answer_whose_descriptor_is_lost_is_an_error() -> None:
         its.send(b'{"pid": 5}')
         with pytest.raises(ForkError, match="the process's descriptor did not arrive"):
             read_answer(mine)
+
+
+def test_the_status_of_a_process_that_was_killed_at_once_is_not_lost() -> None:
+    """It has not taken GO, so its end of the line closes with that unread: an error in front of the status."""
+    mine, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        pidfd = os.pidfd_open(process.pid)
+    mine.send(GO)
+    its.send(b'{"status": -9}')
+    its.close()
+    assert Forked(mine, process.pid, pidfd).wait() == -9
+
+
+def test_a_process_that_has_ended_before_it_was_told_to_go_leaves_no_descriptor() -> None:
+    mine, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    before = os.listdir("/proc/self/fd")
+    with open(os.devnull) as any_file:
+        socket.send_fds(its, [b'{"pid": 5}'], [any_file.fileno()])
+    its.close()
+    with pytest.raises(ForkError):
+        read_answer(mine)
+    assert len(os.listdir("/proc/self/fd")) == len(before) - 2
 
 
 def test_a_signal_reaches_the_process() -> None:
@@ -297,11 +326,9 @@ def test_helpers_are_asked_for_once_more_when_their_fork_server_hangs(tmp_path: 
 
 
 def test_a_stop_does_not_wait_for_a_fork_server_that_is_not_there_yet(tmp_path: Path) -> None:
-    code = tmp_path / "code"
-    shutil.copytree(ROOT / "adcore", code / "adcore", ignore=shutil.ignore_patterns("__pycache__"))
+    code, path = copied_code(tmp_path)
     slow = code / "adcore/server.py"
     slow.write_text("import time\ntime.sleep(300)\n" + slow.read_text().replace("from __future__", "# "))
-    path = os.pathsep.join([str(code), environment().get("PYTHONPATH", "")])
     server = Adcore(tmp_path / "state", "--workers", "2", PYTHONPATH=path)
     wait_for(lambda: descendant("adcore forks", server) is not None)
     forks = fork_server_of(server)
@@ -343,9 +370,7 @@ def test_hup_brings_a_new_fork_server_and_the_old_one_leaves(tmp_path: Path) -> 
 def test_a_new_version_that_cannot_be_imported_leaves_the_old_one_which_also_starts_the_next_workers(
     tmp_path: Path,
 ) -> None:
-    code = tmp_path / "code"
-    shutil.copytree(ROOT / "adcore", code / "adcore", ignore=shutil.ignore_patterns("__pycache__"))
-    path = os.pathsep.join([str(code), environment().get("PYTHONPATH", "")])
+    code, path = copied_code(tmp_path)
     with working(tmp_path / "state", PYTHONPATH=path) as server:
         before, forks = pids(server), fork_server_of(server)
         (code / "adcore/server.py").write_text("this is no Python\n")
@@ -362,9 +387,7 @@ def test_a_new_version_that_cannot_be_imported_leaves_the_old_one_which_also_sta
 
 
 def test_a_fork_server_that_cannot_start_is_tried_again(tmp_path: Path) -> None:
-    code = tmp_path / "code"
-    shutil.copytree(ROOT / "adcore", code / "adcore", ignore=shutil.ignore_patterns("__pycache__"))
-    path = os.pathsep.join([str(code), environment().get("PYTHONPATH", "")])
+    code, path = copied_code(tmp_path)
     with working(tmp_path / "state", PYTHONPATH=path) as server:
         before, right = pids(server), (code / "adcore/server.py").read_text()
         (code / "adcore/server.py").write_text("this is no Python\n")
