@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     settle_umask()
     # logrotate tells all that run, and these two would end a process that is only starting: they wait for its handlers.
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGHUP, signal.SIGUSR1))
-    # Whoever ignores it, and starts this, would leave us without the status of any process.
+    # A parent that ignores it passes that on, and the kernel would keep no status of any process.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
         return _run(sys.argv[1:] if argv is None else argv)
@@ -96,7 +96,7 @@ def fork_when_asked(requests: socket.socket, flags: Mapping[str, object]) -> for
         importlib.import_module(module)
     from adcore.sources import open_store
 
-    with suppress(AdcoreError):  # whoever needs it says what is wrong
+    with suppress(AdcoreError):  # the process that needs it reports the error
         open_store(configuration.load_config(flags).source).close()
     return forkserver.serve(requests)
 

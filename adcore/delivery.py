@@ -524,7 +524,7 @@ class Delivery:
         return shown
 
     def _forget_shown(self, count_max: int) -> None:
-        """Drop the oldest until so many are left, and their bytes are within the bound."""
+        """Evict the oldest entries until both bounds hold: their number and their bytes."""
         while self._shown and (len(self._shown) > count_max or self._shown_bytes > SHOWN_BYTES_MAX):
             _, oldest = self._shown.popitem(last=False)
             self._shown_bytes -= oldest.answer.kept_bytes

@@ -7,7 +7,7 @@ from contextlib import suppress
 def limit_memory(pid: int, size_bytes: int) -> None:
     """Give the process this much address space, or what the host leaves it where that is less.
 
-    A process that has ended, or that the kernel lets nobody limit, is left as it is.
+    A process that has ended, or whose limits the kernel refuses to change, is left as it is.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     if hard != resource.RLIM_INFINITY:

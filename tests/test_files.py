@@ -253,7 +253,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def start_at_once(folder: Path) -> None:
-    """What each process of a server opens first; leaves nothing of its own."""
+    """Open and close what each process of a server opens first."""
     ring = KeyRing.load_or_create(folder / "secret")
     followed = [Followed.open(folder / f"{kind}.followed", 60) for kind in ("clicks", "views")]
     spools = Spools(folder, 4096, 4096)

@@ -188,7 +188,7 @@ def by_role(before: dict[int, Member], after: dict[int, Member], seconds: float)
         grouped[member.role].append(member)
         used_s[member.role] += member.cpu_s - (before[pid].cpu_s if pid in before else 0.0)
     for pid in before.keys() - after.keys():
-        # Whoever has waited for it has this from before now, as that of a child.
+        # The process that reaped it counts this too now, as that of a child.
         used_s[FORKS if FORKS in grouped else WORKER] -= before[pid].cpu_s
     return {
         role: Role(

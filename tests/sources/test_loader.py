@@ -393,7 +393,7 @@ def test_a_process_that_cannot_be_started_is_an_error_like_one_that_ended(monkey
 
 
 def test_a_host_that_leaves_less_memory_than_a_process_may_have_is_kept_to() -> None:
-    """`ulimit -v`, LimitAS=: nobody but root may give a process more than that."""
+    """`ulimit -v`, LimitAS=: only root may give a process more than that."""
     program = (
         "import subprocess; from adcore.memory import limit_memory\n"
         "process = subprocess.Popen(['sleep', '60'])\n"

@@ -3,6 +3,8 @@
 import atexit
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -40,6 +42,15 @@ from adtools.admin.users import make_user  # noqa: E402
 # A hash that is safe takes half a second.
 settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 setup_test_environment()  # answers have the context that they were drawn from
+
+
+@contextmanager
+def sqlite_store(folder: Path, document: dict[str, Any]) -> Iterator[str]:
+    """The project on an SQLite store with this inventory; its URL."""
+    url = f"sqlite://{folder}/ads.db"
+    use_store(url, document, folder)
+    yield url
+    close()
 
 
 def use_store(source: str, document: dict[str, Any], folder: Path, **options: Any) -> None:

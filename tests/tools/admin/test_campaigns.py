@@ -46,10 +46,8 @@ def source(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 
 @pytest.fixture
 def sqlite(tmp_path: Path) -> Iterator[str]:
-    url = f"sqlite://{tmp_path}/ads.db"
-    project.use_store(url, inventory(), tmp_path)
-    yield url
-    project.close()
+    with project.sqlite_store(tmp_path, inventory()) as url:
+        yield url
 
 
 @pytest.fixture

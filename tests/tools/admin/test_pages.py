@@ -41,10 +41,8 @@ def inventory() -> dict[str, Any]:
 
 @pytest.fixture
 def source(tmp_path: Path) -> Iterator[str]:
-    url = f"sqlite://{tmp_path}/ads.db"
-    project.use_store(url, inventory(), tmp_path)
-    yield url
-    project.close()
+    with project.sqlite_store(tmp_path, inventory()) as url:
+        yield url
 
 
 def rows(page: Any) -> dict[str, Any]:
